@@ -1,0 +1,209 @@
+"""What a run leaves on disk: one safetensors file per part and round, an index over them, and the manager's record.
+
+    RUN/record.json                                     the manager's: which rounds are committed; the only commit point
+    RUN/checkpoints/round-00003/part-0.safetensors      by the aggregator: the owners' first part
+                                part-1.safetensors      by compute node 0 ...
+                                part-1.optimizer.safetensors     only with optimizer.state: average
+                                model.safetensors.index.json     by the manager: which file holds which tensor
+
+Everything is written to a temporary file, synced and renamed. The union of the part files is an ordinary state dict of
+`torch.nn.Sequential(*blocks)`; the index is in the form that other tools know from sharded checkpoints.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterable
+from pathlib import Path
+
+import msgspec
+import numpy as np
+from msgspec import Struct
+from numpy.typing import NDArray
+from safetensors import SafetensorError
+from safetensors.numpy import load_file, save_file
+
+from zmpsl.errors import CheckpointError
+from zmpsl.job.schema import Job
+from zmpsl.plan import Plan
+from zmpsl.state import Flat, Layout, Segment, digest
+
+__all__ = ["Record", "load_parts", "load_state_dict", "prune", "read_record", "round_folder", "save_parts", "write_index", "write_record", "write_text"]
+
+INDEX = "model.safetensors.index.json"
+
+
+class Record(Struct, kw_only=True, forbid_unknown_fields=True):
+    """The manager's record of a run.
+
+    Attributes:
+        run: Name of the run.
+        job: The job as it was submitted, with all defaults.
+        bounds: Block bounds of the parts.
+        fingerprint: Of the model's block list.
+        committed: Digest of every role's state by round, oldest first.
+    """
+
+    run: str
+    job: Job
+    bounds: tuple[int, ...]
+    fingerprint: str
+    committed: dict[int, dict[str, str]]
+
+    @property
+    def last(self) -> int:
+        """The last committed round, -1 when there is none."""
+        return max(self.committed, default=-1)
+
+
+def write_text(path: Path, data: bytes) -> None:
+    """Replaces a file in one step: temporary file, sync, rename.
+
+    Raises:
+        CheckpointError: The disk is full or read-only.
+    """
+    temporary = path.with_name(path.name + ".tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with temporary.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except OSError as error:
+        raise CheckpointError(f"cannot write {path}: {error.strerror}") from error
+
+
+def write_record(run: Path, record: Record) -> None:
+    """Writes the record; with the rename a round is committed."""
+    write_text(run / "record.json", msgspec.json.format(msgspec.json.encode(record), indent=1))
+
+
+def read_record(run: Path) -> Record:
+    """Reads a run's record.
+
+    Raises:
+        CheckpointError: There is none, or it is damaged.
+    """
+    path = run / "record.json"
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=Record)
+    except FileNotFoundError as error:
+        raise CheckpointError(f"{path} does not exist: {run} is no run folder, or its run ended before the first plan") from error
+    except msgspec.DecodeError as error:
+        raise CheckpointError(f"{path} is damaged: {error}") from error
+
+
+def round_folder(run: Path, round_: int) -> Path:
+    """Gives the folder of a round's checkpoint."""
+    return run / "checkpoints" / f"round-{round_:05d}"
+
+
+def _files(plan: Plan, part: int, layout: Layout) -> Iterable[tuple[str, list[Segment]]]:
+    indices = plan.blocks_of(part)
+    mine = [segment for segment in layout.segments if int(segment.name.split(".", 1)[0]) in indices]
+    yield f"part-{part}.safetensors", [segment for segment in mine if not segment.is_optimizer]
+    extra = [segment for segment in mine if segment.is_optimizer]
+    if extra:
+        yield f"part-{part}.optimizer.safetensors", extra
+
+
+def save_parts(run: Path, plan: Plan, round_: int, parts: Iterable[int], layout: Layout, flat: Flat) -> None:
+    """Stores parts of one flat state, each in a file of its own.
+
+    Raises:
+        CheckpointError: The disk is full or read-only.
+    """
+    folder = round_folder(run, round_)
+    views = layout.views(flat)
+    for part in parts:
+        for name, segments in _files(plan, part, layout):
+            path, temporary = folder / name, folder / f"{name}.tmp"
+            try:
+                folder.mkdir(parents=True, exist_ok=True)
+                save_file({s.name: views[s.name] for s in segments}, temporary, {"run": plan.run, "round": str(round_), "part": str(part)})
+                with temporary.open("rb") as file:
+                    os.fsync(file.fileno())
+                temporary.replace(path)
+            except (OSError, SafetensorError) as error:
+                raise CheckpointError(f"cannot write {path}: {error}") from error
+
+
+def load_parts(run: Path, plan: Plan, round_: int, parts: Iterable[int], layout: Layout, flat: Flat, expected: str) -> None:
+    """Reads parts back into one flat state.
+
+    Args:
+        run: The run's folder.
+        plan: The plan.
+        round_: Which round.
+        parts: Which parts.
+        layout: Layout of `flat`.
+        flat: Overwritten.
+        expected: Digest the state must have.
+
+    Raises:
+        CheckpointError: A file is missing or damaged, or the state is not the one that was committed.
+    """
+    views = layout.views(flat)
+    for part in parts:
+        for name, segments in _files(plan, part, layout):
+            tensors = _read(round_folder(run, round_) / name)
+            for segment in segments:
+                tensor = tensors.get(segment.name)
+                if tensor is None or tensor.shape != segment.shape or tensor.dtype != segment.dtype:
+                    raise CheckpointError(f"{round_folder(run, round_) / name}: tensor {segment.name} is missing or not {segment.dtype}{list(segment.shape)}")
+                views[segment.name][...] = tensor
+    found = digest(flat)
+    if found != expected:
+        raise CheckpointError(f"checkpoint of round {round_} in {run} has digest {found[:16]}..., the record says {expected[:16]}...: the files were changed")
+
+
+def _read(path: Path) -> dict[str, NDArray[np.generic]]:
+    try:
+        tensors: dict[str, NDArray[np.generic]] = load_file(path)
+    except FileNotFoundError as error:
+        raise CheckpointError(f"{path} does not exist; copy the part files of the round from the hosts that wrote them") from error
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"{path} is damaged: {error}") from error
+    return tensors
+
+
+def write_index(run: Path, plan: Plan, round_: int, digests: dict[str, str]) -> None:
+    """Writes which file holds which tensor of the model."""
+    weight_map = {
+        f"{index}.{entry.key}": f"part-{part}.safetensors"
+        for part in range(plan.parts)
+        for index in plan.blocks_of(part)
+        for entry in plan.blocks[index].entries
+    }
+    metadata = {"run": plan.run, "round": round_, "model": plan.job.model.name, "model_args": plan.job.model.args, "digests": digests}
+    data = msgspec.json.encode({"metadata": metadata, "weight_map": weight_map})
+    write_text(round_folder(run, round_) / INDEX, msgspec.json.format(data, indent=1))
+
+
+def prune(run: Path, committed: int, keep: int) -> None:
+    """Removes the checkpoints of rounds that are more than `keep` behind the last committed one."""
+    for folder in (run / "checkpoints").glob("round-*"):
+        number = folder.name.removeprefix("round-")
+        if number.isdigit() and int(number) <= committed - keep:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def load_state_dict(run: Path, round_: int | None = None) -> dict[str, NDArray[np.generic]]:
+    """Gives the whole model's weights of a committed round, as `torch.nn.Sequential(*blocks)` names them.
+
+    Args:
+        run: The run's folder.
+        round_: Which round; the last committed one if not given.
+
+    Raises:
+        CheckpointError: A file is missing or damaged.
+    """
+    folder = round_folder(run, read_record(run).last if round_ is None else round_)
+    try:
+        index = msgspec.json.decode((folder / INDEX).read_bytes())
+    except (OSError, msgspec.DecodeError) as error:
+        raise CheckpointError(f"{folder / INDEX}: {error}") from error
+    files = {name: _read(folder / name) for name in sorted(set(index["weight_map"].values()))}
+    return {key: files[name][key] for key, name in index["weight_map"].items()}

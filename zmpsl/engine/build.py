@@ -1,0 +1,86 @@
+"""A model's blocks: summary without memory, and the blocks of one part with their weights.
+
+Each block is constructed under a seed of its own, so every role gets the same weights for a block no matter which
+other blocks it constructs. A block of the zoo that is not wanted is constructed on the meta device: it costs no memory.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import count
+
+import torch
+from torch import nn
+
+from zmpsl.errors import JobError
+from zmpsl.job.schema import Model
+from zmpsl.models import ZOO, ModelError, build
+from zmpsl.plan import Block, Entry
+from zmpsl.randomness import key
+
+__all__ = ["build_blocks", "keyed_generator", "summarise"]
+
+# torch has one default generator per process; replicas of several nodes in one process take turns.
+_GENERATOR = threading.Lock()
+
+
+@contextmanager
+def keyed_generator() -> Iterator[torch.Generator]:
+    """Lends torch's default generator, to be seeded at will; afterwards it is as it was."""
+    with _GENERATOR:
+        generator = torch.default_generator
+        before = generator.get_state()
+        try:
+            yield generator
+        finally:
+            generator.set_state(before)
+
+
+def build_blocks(model: Model, seed: int, wanted: range | None) -> Iterator[tuple[int, nn.Module]]:
+    """Constructs the model's blocks one after the other.
+
+    Args:
+        model: Name and arguments.
+        seed: The job's seed.
+        wanted: Which blocks to construct with weights; None for none, when only shapes matter.
+
+    Yields:
+        Index and block. Blocks of the zoo outside `wanted` are on the meta device.
+
+    Raises:
+        JobError: The model is not known, or does not give a list of modules.
+    """
+    with keyed_generator() as generator:
+        try:
+            # A user's function that returns a list constructs everything in this call.
+            generator.manual_seed(key(seed, "init", 0))
+            blocks = build(model.name, **model.args)
+            for index in count():
+                generator.manual_seed(key(seed, "init", index))
+                on_meta = model.name in ZOO and (wanted is None or index not in wanted)
+                with torch.device("meta" if on_meta else "cpu"):
+                    block = next(blocks, None)
+                if block is None:
+                    return
+                yield index, block
+        except ModelError as error:
+            raise JobError(f"model: {error}") from error
+
+
+def summarise(model: Model) -> tuple[Block, ...]:
+    """Gives the block list of a model: class names and states, in order.
+
+    Raises:
+        JobError: The model is not known or has too few blocks.
+    """
+    summary = []
+    for _, block in build_blocks(model, 0, None):
+        trained = {name for name, _ in block.named_parameters(remove_duplicate=False)}
+        state = block.state_dict(keep_vars=True)
+        entries = tuple(Entry(name, str(tensor.dtype).removeprefix("torch."), tuple(tensor.shape), name in trained) for name, tensor in state.items())
+        summary.append(Block(type(block).__name__, entries))
+    if len(summary) < 3:
+        raise JobError(f"model {model.name} has {len(summary)} blocks; a chain needs at least 3 (first part, one compute node, last part)")
+    return tuple(summary)

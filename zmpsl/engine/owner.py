@@ -1,0 +1,106 @@
+"""The data owner's engine: first and last part, loss. Both parts share one flat state, which travels as one tensor."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from zmpsl.engine.replica import Key, Part, Replica, aligned
+from zmpsl.errors import RemoteProtocolError, TrainingError
+from zmpsl.plan import Plan
+from zmpsl.state import Flat, ends_layout
+
+__all__ = ["OwnerEngine", "loss_of"]
+
+
+def loss_of(outputs: Tensor, targets: Tensor) -> Tensor:
+    """Mean cross-entropy over samples (and positions, for token models): outputs `(..., C)`, targets `(...)`."""
+    return nn.functional.cross_entropy(outputs.reshape(-1, outputs.shape[-1]), targets.reshape(-1))
+
+
+class OwnerEngine:
+    """First and last part of one data owner.
+
+    Args:
+        plan: The plan.
+        owner: Index of the owner.
+    """
+
+    def __init__(self, plan: Plan, owner: int) -> None:
+        self.owner = owner
+        layout = ends_layout(plan.blocks, plan.bounds, plan.job.optimizer)
+        self.base = aligned(layout.nbytes)
+        self.flat = aligned(layout.nbytes)
+        self._parts = [Part(plan, part, self.base, layout) for part in (0, plan.parts - 1)]
+        self._first, self._last = (Replica(part, owner, self.flat) for part in self._parts)
+
+    def begin(self, round_: int) -> None:
+        """Starts a round from the base weights."""
+        self._first.reset(round_)
+        self._last.reset(round_)
+
+    def first_forward(self, inputs: Tensor, at: Key) -> Tensor:
+        """Runs part 0 on one micro-batch; gives the smashed data."""
+        return self._first.forward(inputs, at, first=True)
+
+    def last_part(self, activations: Tensor, targets: Tensor, at: Key, samples: int) -> tuple[Tensor, float]:
+        """Runs part P - 1 forward, the loss, and part P - 1 backward.
+
+        Args:
+            activations: What came back from the chain, `(b, ...)`.
+            targets: Labels of the same micro-batch.
+            at: Which micro-batch.
+            samples: Samples of the whole batch; the micro-batch's mean loss counts b / samples.
+
+        Returns:
+            The gradient for the chain, and the micro-batch's share of the batch's mean loss.
+
+        Raises:
+            TrainingError: The loss is not finite.
+        """
+        if len(activations) != len(targets):
+            raise RemoteProtocolError(f"owner {self.owner}: {len(activations)} activations for {len(targets)} samples")
+        loss = loss_of(self._last.forward(activations, at), targets)
+        if len(targets) != samples:
+            loss = loss * (len(targets) / samples)
+        value = float(loss.detach())
+        if not torch.isfinite(loss.detach()):
+            round_, epoch, batch, _ = at
+            raise TrainingError(
+                f"owner {self.owner}: the loss is {value} at round {round_}, local epoch {epoch}, batch {batch}; "
+                f"training has diverged, try a lower optimizer.lr.initial"
+            )
+        gradient = self._last.backward(None, at, loss)
+        if gradient is None:
+            raise TrainingError("the last part gives no gradient for its input")
+        return gradient, value
+
+    def last_update(self) -> None:
+        """Steps part P - 1's optimiser."""
+        self._last.update()
+
+    def first_backward(self, gradient: Tensor, at: Key) -> None:
+        """Runs part 0 backward."""
+        self._first.backward(gradient, at)
+
+    def first_update(self) -> None:
+        """Steps part 0's optimiser."""
+        self._first.update()
+
+    def evaluate_first(self, inputs: Tensor) -> Tensor:
+        """Runs the base of part 0 in evaluation mode."""
+        return self._parts[0].evaluate(inputs)
+
+    def evaluate_last(self, activations: Tensor, targets: Tensor) -> tuple[int, int, float]:
+        """Runs the base of part P - 1 in evaluation mode.
+
+        Returns:
+            Correct predictions, predictions, and the sum of the losses.
+        """
+        outputs = self._parts[1].evaluate(activations)
+        correct = int((outputs.argmax(-1) == targets).sum())
+        return correct, targets.numel(), float(loss_of(outputs, targets)) * targets.numel()
+
+    def load(self, flat: Flat) -> None:
+        """Replaces the base weights by the average the aggregator sent."""
+        self.base[:] = flat

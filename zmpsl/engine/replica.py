@@ -1,0 +1,194 @@
+"""Parts and their replicas. All weights of a part lie in one flat buffer, see zmpsl.state.
+
+A Part is the round's base: the weights every replica starts from. A Replica is one owner's copy with its optimiser
+and the activations it has saved for backward:
+
+    forward(b, m)  saves input and output    ->  backward(b, m) uses and frees them  ->  update() after the last m
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from zmpsl.engine.build import build_blocks, keyed_generator
+from zmpsl.errors import RemoteProtocolError, TrainingError
+from zmpsl.job.schema import Job, Optimizer
+from zmpsl.plan import Plan
+from zmpsl.randomness import key
+from zmpsl.state import Flat, Layout, layout_of, optimizer_entries
+from zmpsl.transport.buffers import ALIGNMENT
+
+__all__ = ["Part", "Replica", "aligned", "learning_rate"]
+
+Key = tuple[int, int, int, int]  # round, local epoch, batch, micro-batch
+
+
+def aligned(nbytes: int) -> Flat:
+    """Gives zeroed memory at a multiple of 64 bytes."""
+    slab = np.zeros(nbytes + ALIGNMENT, np.uint8)
+    start = -slab.ctypes.data % ALIGNMENT
+    return slab[start : start + nbytes]
+
+
+def learning_rate(optimizer: Optimizer, round_: int, rounds: int) -> float:
+    """Gives the learning rate of a round (counted from 0); see the job reference for the schedules."""
+    lr = optimizer.lr
+    if lr.schedule == "step":
+        return lr.initial * lr.gamma ** (round_ // lr.step_rounds)
+    if lr.schedule == "exponential":
+        return float(lr.initial * lr.gamma**round_)
+    if lr.schedule == "cosine":
+        return float(lr.initial * 0.5 * (1 + np.cos(np.pi * round_ / rounds)))
+    return lr.initial
+
+
+def _rebind(block: nn.Module, index: int, views: dict[str, Tensor]) -> nn.Module:
+    """Copies a block so that its state lies in `views`; what is not part of the state is copied as it is."""
+    memo: dict[int, object] = {}
+    for name, tensor in block.state_dict(keep_vars=True).items():
+        view = views[f"{index}.{name}"]
+        memo[id(tensor)] = nn.Parameter(view, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else view
+    return copy.deepcopy(block, memo)
+
+
+class Part:
+    """The base of one part: blocks [start, stop) with the weights that a round starts from.
+
+    Args:
+        plan: The plan.
+        part: Which part.
+        flat: Where its weights shall lie; given when two parts share a buffer, as an owner's do.
+        layout: Layout of that buffer.
+    """
+
+    def __init__(self, plan: Plan, part: int, flat: Flat | None = None, layout: Layout | None = None) -> None:
+        self.job: Job = plan.job
+        self.indices = plan.blocks_of(part)
+        self.layout = layout if layout is not None else layout_of(plan.blocks, self.indices, plan.job.optimizer)
+        self.flat = flat if flat is not None else aligned(self.layout.nbytes)
+        views = _tensors(self.layout, self.flat)
+        self.blocks: list[nn.Module] = []
+        for index, block in build_blocks(plan.job.model, plan.job.seed, self.indices):
+            if index in self.indices:
+                for name, tensor in block.state_dict().items():
+                    views[f"{index}.{name}"].copy_(tensor)
+                self.blocks.append(_rebind(block, index, views))
+
+    def evaluate(self, inputs: Tensor) -> Tensor:
+        """Runs the blocks in evaluation mode; no state changes."""
+        with torch.no_grad():
+            for block in self.blocks:
+                inputs = block.eval()(inputs)
+        return inputs.contiguous()
+
+
+def _tensors(layout: Layout, flat: Flat) -> dict[str, Tensor]:
+    return {name: torch.from_numpy(array) for name, array in layout.views(flat).items()}
+
+
+class Replica:
+    """One owner's copy of a part.
+
+    Args:
+        base: The part it is a copy of; its weights are taken by `reset`.
+        owner: Index of the owner.
+        flat: Where its weights shall lie, laid out as the base's.
+    """
+
+    def __init__(self, base: Part, owner: int, flat: Flat) -> None:
+        self.base = base
+        self.owner = owner
+        self.flat = flat
+        self._views = _tensors(base.layout, flat)
+        self.blocks = [_rebind(block, index, self._views).train() for index, block in zip(base.indices, base.blocks, strict=True)]
+        self._parameters = [(f"{index}.{name}", p) for index, block in zip(base.indices, self.blocks, strict=True) for name, p in block.named_parameters() if p.requires_grad]
+        self._optimizer = _optimizer(base.job.optimizer, [p for _, p in self._parameters])
+        self._saved: dict[Key, tuple[Tensor, Tensor]] = {}
+
+    def reset(self, round_: int) -> None:
+        """Takes the base's weights and starts a round: learning rate set, optimiser state new or the base's."""
+        self.flat[:] = self.base.flat
+        self._saved.clear()
+        if self._optimizer is None:
+            return
+        self._optimizer.state.clear()
+        for name, parameter in self._parameters:
+            kept = {extra: self._views[f"{name}@{extra}"] for extra, _ in optimizer_entries(self.base.job.optimizer)}
+            if kept:
+                self._optimizer.state[parameter] = kept
+        for group in self._optimizer.param_groups:
+            group["lr"] = learning_rate(self.base.job.optimizer, round_, self.base.job.train.rounds)
+
+    @property
+    def saved(self) -> int:
+        """Number of micro-batches whose backward is to come."""
+        return len(self._saved)
+
+    def forward(self, inputs: Tensor, at: Key, *, first: bool = False) -> Tensor:
+        """Runs the blocks in training mode and saves what backward needs.
+
+        Args:
+            inputs: Activations of one micro-batch, `(b, ...)`.
+            at: Which micro-batch.
+            first: The inputs are data: no gradient is wanted for them.
+
+        Returns:
+            The output, attached to the graph.
+        """
+        if at in self._saved:
+            raise RemoteProtocolError(f"owner {self.owner}: forward of {at} came twice")
+        leaf = inputs if first else inputs.requires_grad_()
+        output = leaf
+        with keyed_generator() as generator:
+            for index, block in zip(self.base.indices, self.blocks, strict=True):
+                generator.manual_seed(key(self.base.job.seed, "forward", self.owner, *at, index))
+                output = block(output)
+        self._saved[at] = leaf, output
+        return output
+
+    def backward(self, gradient: Tensor | None, at: Key, loss: Tensor | None = None) -> Tensor | None:
+        """Adds this micro-batch's gradients to the weights' and frees its activations.
+
+        Args:
+            gradient: Gradient of the loss by the output; None for the last part, which has `loss`.
+            at: Which micro-batch.
+            loss: The scaled loss, for the last part.
+
+        Returns:
+            Gradient by the input, contiguous; None for the first part.
+        """
+        saved = self._saved.pop(at, None)
+        if saved is None:
+            raise RemoteProtocolError(f"owner {self.owner}: backward of {at} without its forward")
+        leaf, output = saved
+        if loss is not None:
+            loss.backward()  # type: ignore[no-untyped-call]
+        elif gradient is None or gradient.shape != output.shape or gradient.dtype != output.dtype:
+            got = None if gradient is None else f"{gradient.dtype}{list(gradient.shape)}"
+            raise RemoteProtocolError(f"owner {self.owner}: gradient {got} for an output {output.dtype}{list(output.shape)}")
+        elif output.requires_grad:
+            output.backward(gradient)  # type: ignore[no-untyped-call]
+        if not leaf.requires_grad:
+            return None
+        if leaf.grad is None:
+            raise TrainingError(f"blocks {self.base.indices.start} to {self.base.indices.stop - 1} give no gradient for their input")
+        return leaf.grad.contiguous()
+
+    def update(self) -> None:
+        """One optimiser step with the gathered gradients."""
+        if self._optimizer is not None:
+            self._optimizer.step()
+            self._optimizer.zero_grad(set_to_none=True)
+
+
+def _optimizer(settings: Optimizer, parameters: Sequence[nn.Parameter]) -> torch.optim.Optimizer | None:
+    if not parameters:
+        return None
+    if settings.name == "adam":
+        return torch.optim.Adam(parameters, lr=settings.lr.initial, betas=(settings.beta1, settings.beta2), eps=settings.eps, weight_decay=settings.weight_decay)
+    return torch.optim.SGD(parameters, lr=settings.lr.initial, momentum=settings.momentum, weight_decay=settings.weight_decay)

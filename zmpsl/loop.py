@@ -1,0 +1,408 @@
+"""The drivers: one poll loop per role between sockets and the role's own code. One thread, never a blocking send.
+
+    sockets -> waiting tasks, most urgent first -> role -> actions -> outboxes -> sockets
+
+libzmq's own thread moves the bytes meanwhile. Gradients go before activations, so activations are freed early.
+"""
+
+from __future__ import annotations
+
+import heapq
+import logging
+import random
+import threading
+import time
+from collections.abc import Callable, Iterator
+from enum import Enum
+from itertools import count
+
+import zmq
+
+from zmpsl.codecs import Codec, by_name
+from zmpsl.errors import JobError, NetworkError, PeerLostError, RemoteProtocolError, ZmpslError, error_for
+from zmpsl.job.schema import Codec as CodecSettings
+from zmpsl.job.schema import Network
+from zmpsl.messages import Leave
+from zmpsl.roles.actions import Action, Connect, Say, Send, Stop
+from zmpsl.roles.member import Member
+from zmpsl.transport.control import ControlClient
+from zmpsl.transport.link import Inbox, Link
+from zmpsl.transport.outbox import Outbox
+from zmpsl.transport.task import Op, Task
+
+__all__ = ["URGENCY", "Node", "State", "check_address", "codec_for"]
+
+log = logging.getLogger("zmpsl")
+
+# Backward first: it frees activations and keeps the owner's next step from waiting.
+URGENCY = {Op.BACKWARD: 0, Op.FORWARD: 1, Op.EVALUATE: 1, Op.GLOBAL: 1, Op.PART: 2, Op.CLOSE: 2}
+
+IDLE_S = 0.1
+CHECK_EVERY_S = 0.25
+
+
+class State(Enum):
+    """Life of a node object."""
+
+    NEW = "new"
+    RUNNING = "running"
+    DRAINING = "draining"
+    CLOSED = "closed"
+
+
+def check_address(address: str, unprotected: bool) -> None:
+    """Lets only loopback addresses pass, unless told otherwise.
+
+    Raises:
+        JobError: The address is reachable from other hosts and `unprotected` is not set.
+    """
+    host = address.removeprefix("tcp://").rsplit(":", 1)[0].strip("[]")
+    if not address.startswith("tcp://") or ":" not in address.removeprefix("tcp://"):
+        raise JobError(f"address {address!r} must look like tcp://HOST:PORT")
+    if not unprotected and host != "localhost" and host != "::1" and not host.startswith("127."):
+        raise JobError(f"{address} can be reached from other hosts, and the links carry no protection yet; say --unprotected if that network is yours alone")
+
+
+def codec_for(settings: CodecSettings, me: str, peer: str) -> Callable[[Op], Codec]:
+    """Gives the codec of each kind of task on the link from `me` to `peer`."""
+    by_kind = {
+        Op.FORWARD: settings.activations, Op.EVALUATE: settings.activations, Op.BACKWARD: settings.gradients,
+        Op.PART: settings.parts, Op.GLOBAL: settings.parts,
+    }  # fmt: skip
+    ends = [[name, name.split("-")[0]] if name.startswith("owner") else [name] for name in (me, peer)]
+    special = [settings.links[f"{a}>{b}"] for a in ends[0] for b in ends[1] if f"{a}>{b}" in settings.links]
+    return lambda op: by_name(special[0] if special else by_kind.get(op, "none"))
+
+
+class Node:
+    """A member in its own loop: compute node, data owner or aggregator, on real sockets.
+
+    Use `run` to work in this thread until the run is over, or `start` ... `close` (also as a context manager) to work
+    in a thread named after the role. Each node has its own zmq context; it installs no signal handlers.
+
+    Args:
+        member: The role.
+        manager: The manager's address.
+        bind: Where to bind the PULL socket.
+        advertise: Host to tell peers instead of the bound one.
+        unprotected: Allows addresses other than loopback.
+        reach_s: How long to wait for the manager to be there at first.
+
+    Raises:
+        NetworkError: The address cannot be bound.
+        JobError: An address needs `unprotected`.
+    """
+
+    def __init__(
+        self, member: Member, manager: str, bind: str = "tcp://127.0.0.1:*", advertise: str | None = None,
+        *, unprotected: bool = False, reach_s: float = 60.0,
+    ) -> None:  # fmt: skip
+        for address in (manager, bind):
+            check_address(address, unprotected)
+        self.member = member
+        self.state = State.NEW
+        self.error: BaseException | None = None
+        self._network = Network()
+        self._reach_s = reach_s
+        self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+        try:
+            self._inbox = Inbox(self._context, bind, self._network.max_tensor_bytes, advertise)
+        except NetworkError:
+            self._context.destroy(linger=0)
+            raise
+        self._control = ControlClient(self._context, manager)
+        self._links: dict[str, Link] = {}
+        self._waiting: list[tuple[int, int, Task]] = []
+        self._order = count()
+        self._poller = zmq.Poller()
+        self._poller.register(self._inbox.socket, zmq.POLLIN)
+        self._poller.register(self._control.socket, zmq.POLLIN)
+        self._blocked: set[str] = set()
+        self._delayed: list[tuple[float, int, Send]] = []
+        self._due: dict[str, float] = {}
+        self._stop: Stop | None = None
+        self._troubled_at: float | None = None
+        self._checked_at = 0.0
+        self._away_since = time.monotonic()
+        self._asked_to_stop = threading.Event()
+        self._thread: threading.Thread | None = None
+        self.strays = 0
+        member.traffic = self._traffic  # type: ignore[method-assign]
+
+    # -- life ---------------------------------------------------------------------------------------------------------
+
+    @property
+    def endpoint(self) -> str:
+        """Address of the PULL socket, as told to peers."""
+        return self._inbox.endpoint
+
+    @property
+    def rejected(self) -> int:
+        """Messages that were not used: malformed, or not for us."""
+        return self._inbox.rejected + self._control.rejected + self.strays
+
+    def run(self) -> None:
+        """Works until the run is over.
+
+        Raises:
+            ZmpslError: The run failed, or this role could not go on; the class tells which way.
+        """
+        self.state = State.RUNNING
+        try:
+            self._perform(self.member.start(self.endpoint))
+            while self._stop is None:
+                self._turn()
+                if self._asked_to_stop.is_set():
+                    self._stop = Stop(130, f"{self.member.place or self.member.role} was asked to stop")
+                    self._perform(self.member.trouble(error_for(130, self._stop.text), 130))
+            self.state = State.DRAINING
+            self._drain(1.0)
+        finally:
+            self._close()
+        if self.error is not None:
+            raise self.error
+        if self._stop.exit_code not in (0, 130):
+            raise error_for(self._stop.exit_code, self._stop.text)
+
+    def start(self) -> Node:
+        """Works in a thread of its own."""
+        self._thread = threading.Thread(target=self._run_quietly, name=f"zmpsl {self.member.role} {self.member.place}".strip(), daemon=True)
+        self._thread.start()
+        return self
+
+    def drain(self, timeout_s: float | None = None) -> bool:
+        """Waits until the run is over; False when it is not within the time."""
+        if self._thread is not None:
+            self._thread.join(timeout_s)
+            return not self._thread.is_alive()
+        return self.state is State.CLOSED
+
+    def stop(self, timeout_s: float = 5.0) -> bool:
+        """Asks the loop to end, tells the manager, and waits; False when it is not done within the time."""
+        self._asked_to_stop.set()
+        return self.drain(timeout_s)
+
+    def close(self) -> None:
+        """Stops if need be and frees everything; a second call does nothing."""
+        if self._thread is not None:
+            self.stop()
+        elif self.state is State.NEW:
+            self._close()
+
+    def __enter__(self) -> Node:
+        return self.start() if self.state is State.NEW else self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _run_quietly(self) -> None:
+        try:
+            self.run()
+        except Exception as error:
+            self.error = error
+
+    # -- one turn of the loop -----------------------------------------------------------------------------------------
+
+    def _turn(self) -> None:
+        busy = bool(self._waiting)
+        idle = None if busy else self._guard(self.member.idle)
+        timeout_s = 0.0 if busy or idle is not None else IDLE_S
+        if self._delayed:
+            timeout_s = min(timeout_s, max(0.0, self._delayed[0][0] - time.monotonic()))
+        ready = dict(self._poller.poll(int(timeout_s * 1000)))
+        now = time.monotonic()
+        if self._control.socket in ready:
+            self._read_control()
+        if self._inbox.socket in ready:
+            self._read_inbox()
+        for name in list(self._blocked):
+            self._flush(name)
+        self._send_due(now)
+        if idle is not None:
+            self._perform(idle)
+        elif self._waiting:
+            self._work()
+        else:
+            self._give_back_credit()
+        self._perform(self.member.tick(now))
+        if now - self._checked_at >= CHECK_EVERY_S:
+            self._checked_at = now
+            self._check(now)
+
+    def _read_control(self) -> None:
+        while True:
+            try:
+                message = self._control.receive()
+            except RemoteProtocolError as error:
+                log.warning("%s", error)
+                continue
+            if message is None or self._stop is not None:
+                return
+            self._perform(self._guard(lambda m=message: self.member.hear(m)))  # type: ignore[misc]
+
+    def _read_inbox(self) -> None:
+        # Bounded, so that a flood cannot keep us from working.
+        for _ in range(256):
+            try:
+                received = self._inbox.receive()
+                if received is None:
+                    return
+                header, task = received
+                if header.credit or header.task.op is Op.CREDIT:
+                    self._grant(header.task, header.credit)
+                if task is None or task.op is Op.CREDIT:
+                    continue
+                try:
+                    self.member.admit(task)
+                except RemoteProtocolError:
+                    self.strays += 1
+                    raise
+                heapq.heappush(self._waiting, (URGENCY[task.op], next(self._order), task))
+            except RemoteProtocolError as error:
+                log.warning("%s", error)
+
+    def _work(self) -> None:
+        _, _, task = heapq.heappop(self._waiting)
+        self._perform(self._guard(lambda: self.member.handle(task)))
+        link = self._links.get(self._peer(task))
+        if link is not None and task.nbytes:
+            link.outbox.owe(task.owner, task.nbytes)
+            self._flush(link.name)
+
+    def _check(self, now: float) -> None:
+        """Looks after connections and deadlines, four times a second."""
+        self._control.watch()
+        if self._control.connected:
+            self._away_since = now
+        limit = self._network.lost_after_s if self.member.place else self._reach_s
+        if now - self._away_since > limit:
+            self._fail(PeerLostError(f"the manager at {self._control.endpoint} has been out of reach for {now - self._away_since:.1f} s"))
+        for link in self._links.values():
+            if link.broken() and self._troubled_at is None and self._stop is None:
+                self._trouble(PeerLostError(f"{self.member.place} lost its connection to {link.name}"))
+        if self._troubled_at is not None and now - self._troubled_at > self._network.lost_after_s:
+            # The manager should have ended the run by now; do not wait for ever.
+            self._fail(self.error or PeerLostError("the manager did not answer"))
+
+    # -- carrying out actions -----------------------------------------------------------------------------------------
+
+    def _guard(self, what: Callable[[], Iterator[Action] | None]) -> Iterator[Action] | None:
+        try:
+            return what()
+        except Exception as error:
+            self._trouble(error)
+            return None
+
+    def _perform(self, actions: Iterator[Action] | None) -> None:
+        if actions is None:
+            return
+        try:
+            for action in actions:
+                self._act(action)
+        except Exception as error:
+            self._trouble(error)
+
+    def _act(self, action: Action) -> None:
+        match action:
+            case Send():
+                if self._network.jitter_s:
+                    due = max(self._due.get(action.to, 0.0), time.monotonic() + random.uniform(0, self._network.jitter_s))
+                    self._due[action.to] = due
+                    heapq.heappush(self._delayed, (due, next(self._order), action))
+                else:
+                    self._links[action.to].outbox.push(action.task)
+                    self._flush(action.to)
+            case Say():
+                self._control.send(action.message)
+            case Connect():
+                self._connect(action)
+            case Stop():
+                self._stop = action
+
+    def _connect(self, action: Connect) -> None:
+        job = action.plan.job
+        self._network = job.network
+        self._inbox.limit = job.network.max_tensor_bytes
+        for name, endpoint in action.peers.items():
+            outbox = Outbox(action.sender, codec_for(job.codec, self.member.place, name), job.network.credit_bytes)
+            outbox.plan = action.plan.version
+            self._links[name] = Link(self._context, name, endpoint, outbox)
+
+    def _flush(self, name: str) -> None:
+        link = self._links[name]
+        link.flush()
+        if link.blocked and name not in self._blocked:
+            self._blocked.add(name)
+            self._poller.register(link.socket, zmq.POLLOUT)
+        elif not link.blocked and name in self._blocked:
+            self._blocked.discard(name)
+            self._poller.unregister(link.socket)
+
+    def _send_due(self, now: float) -> None:
+        while self._delayed and self._delayed[0][0] <= now:
+            _, _, action = heapq.heappop(self._delayed)
+            self._links[action.to].outbox.push(action.task)
+            self._flush(action.to)
+
+    def _peer(self, task: Task) -> str:
+        if task.sender == 0:
+            return "aggregator"
+        return f"owner-{task.owner}" if task.sender == 0xFFFF else f"node-{task.sender - 1}"
+
+    def _grant(self, task: Task, credit: int) -> None:
+        link = self._links.get(self._peer(task))
+        if link is None or (self.member.plan is not None and task.owner >= len(self.member.plan.owners)):
+            self.strays += 1
+            raise RemoteProtocolError(f"{task}: credit from somebody who is no neighbour")
+        link.outbox.grant(task.owner, credit)
+        self._flush(link.name)
+
+    def _give_back_credit(self) -> None:
+        for name, link in self._links.items():
+            link.outbox.give_back_all()
+            if link.outbox:
+                self._flush(name)
+
+    # -- the end ------------------------------------------------------------------------------------------------------
+
+    def _trouble(self, error: Exception) -> None:
+        if self._troubled_at is not None or self._stop is not None:
+            return
+        who = self.member.place or self.member.role
+        code = 1
+        if isinstance(error, ZmpslError):
+            code = error.exit_code
+        else:
+            log.exception("%s failed", who)
+            error = ZmpslError(f"{who}: {type(error).__name__}: {error}")
+        self.error = error
+        self._troubled_at = time.monotonic()
+        self._waiting.clear()
+        for action in self.member.trouble(error, code):
+            self._act(action)
+
+    def _fail(self, error: BaseException) -> None:
+        if self._stop is None:
+            self.error = error
+            self._stop = Stop(getattr(error, "exit_code", 1), str(error))
+
+    def _drain(self, seconds: float) -> None:
+        deadline = time.monotonic() + seconds
+        while any(link.outbox or link.blocked for link in self._links.values()) and time.monotonic() < deadline:
+            self._poller.poll(10)
+            for name in list(self._links):
+                self._flush(name)
+
+    def _close(self) -> None:
+        if self.state is State.CLOSED:
+            return
+        self.state = State.CLOSED
+        self._control.send(Leave())
+        for link in self._links.values():
+            link.close(0.2)
+        self._inbox.close()
+        self._control.close(0.5)
+        self._context.term()
+
+    def _traffic(self) -> tuple[int, int, int]:
+        return sum(link.sent_bytes for link in self._links.values()), self._inbox.received_bytes, self.rejected

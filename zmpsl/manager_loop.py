@@ -1,0 +1,146 @@
+"""The manager's driver: one ROUTER socket, one loop."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Iterator
+
+import zmq
+
+from zmpsl.errors import NetworkError, RemoteProtocolError, ZmpslError, error_for
+from zmpsl.loop import State, check_address
+from zmpsl.roles.actions import Action, Tell
+from zmpsl.roles.manager import Manager
+from zmpsl.transport.control import ControlServer
+
+__all__ = ["ManagerNode"]
+
+log = logging.getLogger("zmpsl")
+
+# How long the manager waits, after the end, for members to say that they leave.
+FAREWELL_S = 3.0
+
+
+class ManagerNode:
+    """The manager in its own loop, on a real socket. Use like `zmpsl.loop.Node`.
+
+    Args:
+        manager: The role.
+        bind: Where to bind.
+        advertise: Host to tell instead of the bound one.
+        unprotected: Allows addresses other than loopback.
+
+    Raises:
+        NetworkError: The address cannot be bound.
+        JobError: The address needs `unprotected`.
+    """
+
+    def __init__(self, manager: Manager, bind: str = "tcp://127.0.0.1:*", advertise: str | None = None, *, unprotected: bool = False) -> None:
+        check_address(bind, unprotected)
+        self.manager = manager
+        self.state = State.NEW
+        self.error: BaseException | None = None
+        self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+        try:
+            self._server = ControlServer(self._context, bind, advertise)
+        except NetworkError:
+            self._context.destroy(linger=0)
+            raise
+        self.endpoint = self._server.endpoint
+        self._poller = zmq.Poller()
+        self._poller.register(self._server.socket, zmq.POLLIN)
+        self._asked_to_stop = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    def run(self) -> None:
+        """Works until the run is over.
+
+        Raises:
+            ZmpslError: The run failed.
+        """
+        self.state = State.RUNNING
+        try:
+            while self.manager.exit is None:
+                self._turn()
+                if self._asked_to_stop.is_set():
+                    self._perform(self.manager.finish(130, "interrupted"))
+            self.state = State.DRAINING
+            deadline = time.monotonic() + FAREWELL_S
+            while self.manager.members and time.monotonic() < deadline:
+                self._turn()
+        except ZmpslError as error:
+            self._perform(self.manager.finish(error.exit_code, str(error)))
+            raise
+        except Exception as error:
+            self._perform(self.manager.finish(1, f"the manager failed: {type(error).__name__}: {error}"))
+            raise
+        finally:
+            self._close()
+        if self.manager.exit.exit_code not in (0, 130):
+            raise error_for(self.manager.exit.exit_code, self.manager.exit.text)
+
+    def start(self) -> ManagerNode:
+        """Works in a thread of its own."""
+        self._thread = threading.Thread(target=self._run_quietly, name="zmpsl manager", daemon=True)
+        self._thread.start()
+        return self
+
+    def drain(self, timeout_s: float | None = None) -> bool:
+        """Waits until the run is over; False when it is not within the time."""
+        if self._thread is not None:
+            self._thread.join(timeout_s)
+            return not self._thread.is_alive()
+        return self.state is State.CLOSED
+
+    def stop(self, timeout_s: float = 10.0) -> bool:
+        """Ends the run for everybody and waits; False when it is not done within the time."""
+        self._asked_to_stop.set()
+        return self.drain(timeout_s)
+
+    def close(self) -> None:
+        """Stops if need be and frees everything; a second call does nothing."""
+        if self._thread is not None:
+            self.stop()
+        elif self.state is State.NEW:
+            self._close()
+
+    def __enter__(self) -> ManagerNode:
+        return self.start() if self.state is State.NEW else self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _run_quietly(self) -> None:
+        try:
+            self.run()
+        except Exception as error:
+            self.error = error
+
+    def _turn(self) -> None:
+        self._poller.poll(100)
+        while True:
+            try:
+                received = self._server.receive()
+                if received is None:
+                    break
+                self._perform(self.manager.hear(*received))
+            except RemoteProtocolError as error:
+                log.warning("%s", error)
+        self._perform(self.manager.tick(time.monotonic()))
+
+    def _perform(self, actions: Iterator[Action]) -> None:
+        for action in actions:
+            if not isinstance(action, Tell):
+                continue
+            if self._server.send(action.to, action.message):
+                self.manager.reachable(action.to)
+            else:
+                self._perform(self.manager.unreachable(action.to, time.monotonic()))
+
+    def _close(self) -> None:
+        if self.state is not State.CLOSED:
+            self.state = State.CLOSED
+            self._server.close(0.5)
+            self._context.term()

@@ -1,0 +1,233 @@
+"""What roles and the manager say to each other: small typed messages, msgpack on the wire, never a tensor.
+
+A member joins, is welcomed to a place, gets the plan, builds its part, says ready, and from then on hears of rounds:
+
+    member                          manager
+    Join            ------------>
+                    <------------   Welcome or Refused
+    Submit (a job)  ------------>
+                    <------------   Describe            (to one data owner)
+    Described       ------------>
+                    <------------   Publish             (the plan, to everybody)
+    Ready           ------------>
+                    <------------   Begin (round g)
+    Progress        ------------>
+    Trained (owner) ------------>
+    Prepared (node) ------------>
+                    <------------   Committed (round g)
+                    <------------   Evaluate (round g)
+    Evaluated       ------------>
+                    <------------   Finish
+"""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import msgspec
+from msgspec import Meta, Struct
+
+from zmpsl.errors import RemoteProtocolError
+from zmpsl.job.schema import Job
+from zmpsl.plan import Block, Plan
+
+__all__ = [
+    "Begin", "Committed", "Describe", "Described", "Evaluate", "Evaluated", "Finish", "FromManager", "Join", "Leave", "Ping", "Prepared",
+    "Progress", "Publish", "Ready", "Refused", "Stats", "Submit", "ToManager", "Trained", "Trouble", "Welcome", "decode_from_manager",
+    "decode_to_manager", "encode", "PROTOCOL",
+]  # fmt: skip
+
+PROTOCOL = 1
+Text = Annotated[str, Meta(max_length=4000)]
+Name = Annotated[str, Meta(max_length=64)]
+
+
+class Message(Struct, frozen=True, kw_only=True, tag=True):
+    """Base of all messages; the class name is the tag on the wire."""
+
+
+class Stats(Struct, frozen=True, kw_only=True):
+    """What a role has done in one round so far. Seconds and bytes; counts are exact."""
+
+    forward_s: float = 0.0
+    backward_s: float = 0.0
+    update_s: float = 0.0
+    round_s: float = 0.0
+    tasks: int = 0
+    sent_bytes: int = 0
+    received_bytes: int = 0
+    rejected: int = 0
+
+
+class Join(Message):
+    """A role asks for a place. `place` is empty for any free one; observers only watch."""
+
+    role: Name
+    place: Name = ""
+    endpoint: Annotated[str, Meta(max_length=256)] = ""
+    protocol: int = PROTOCOL
+    version: Name = ""
+    host: Annotated[str, Meta(max_length=256)] = ""
+    pid: int = 0
+
+
+class Submit(Message):
+    """A data owner or its operator hands in the job."""
+
+    job: Job
+
+
+class Described(Message):
+    """The block list of the job's model, as the asked data owner built it."""
+
+    blocks: tuple[Block, ...]
+
+
+class Ready(Message):
+    """The role holds its base weights for this plan; owners add how many training samples they have."""
+
+    plan: int
+    samples: int = 0
+    batches: int = 0
+
+
+class Progress(Message):
+    """What a role did in the round so far; said now and then."""
+
+    round: int
+    batches: int = 0
+    loss_sum: float = 0.0
+    samples: int = 0
+    stats: Stats = Stats()
+
+
+class Trained(Message):
+    """A data owner has finished its local epochs of a round and handed in its parts."""
+
+    round: int
+    batches: int
+    loss_sum: float
+    samples: int
+    stats: Stats
+
+
+class Prepared(Message):
+    """A compute node or the aggregator holds, and has stored, the averaged weights of a round."""
+
+    round: int
+    digests: dict[Name, Name]
+    stats: Stats
+
+
+class Evaluated(Message):
+    """A data owner has evaluated the global model on its held-out samples."""
+
+    round: int
+    correct: int
+    total: int
+    samples: int
+    loss_sum: float
+
+
+class Trouble(Message):
+    """The role cannot go on."""
+
+    exit_code: int
+    text: Text
+
+
+class Leave(Message):
+    """The role is done and goes."""
+
+
+class Refused(Message):
+    """The manager does not take this role, and why."""
+
+    exit_code: int
+    text: Text
+
+
+class Welcome(Message):
+    """The role's place, and the job when there is one already."""
+
+    place: Name
+    job: Job | None = None
+
+
+class Describe(Message):
+    """Asks a data owner for the block list of the job's model."""
+
+    job: Job
+
+
+class Publish(Message):
+    """The current plan; sent to everybody when it is made, and to whoever comes late."""
+
+    plan: Plan
+
+
+class Begin(Message):
+    """Train this round."""
+
+    round: int
+
+
+class Committed(Message):
+    """This round counts: the manager's record is written."""
+
+    round: int
+    digests: dict[Name, Name]
+
+
+class Evaluate(Message):
+    """Evaluate the global model that this round gave."""
+
+    round: int
+
+
+class Finish(Message):
+    """The run is over: exit code 0, or what went wrong."""
+
+    exit_code: int = 0
+    text: Text = ""
+
+
+class Ping(Message):
+    """Says nothing; sending it shows whether the way is open."""
+
+
+ToManager = Join | Submit | Described | Ready | Progress | Trained | Prepared | Evaluated | Trouble | Leave
+FromManager = Refused | Welcome | Describe | Publish | Begin | Committed | Evaluate | Finish | Ping
+
+_ENCODER = msgspec.msgpack.Encoder()
+_TO_MANAGER = msgspec.msgpack.Decoder(ToManager)
+_FROM_MANAGER = msgspec.msgpack.Decoder(FromManager)
+
+
+def encode(message: Message) -> bytes:
+    """Gives a message as msgpack."""
+    return _ENCODER.encode(message)
+
+
+def decode_to_manager(data: bytes) -> ToManager:
+    """Reads what a member said.
+
+    Raises:
+        RemoteProtocolError: The bytes are no such message.
+    """
+    try:
+        return _TO_MANAGER.decode(data)
+    except (msgspec.DecodeError, RecursionError) as error:
+        raise RemoteProtocolError(f"a member sent {len(data)} bytes that are no control message: {error}") from error
+
+
+def decode_from_manager(data: bytes) -> FromManager:
+    """Reads what the manager said.
+
+    Raises:
+        RemoteProtocolError: The bytes are no such message.
+    """
+    try:
+        return _FROM_MANAGER.decode(data)
+    except (msgspec.DecodeError, RecursionError) as error:
+        raise RemoteProtocolError(f"the manager sent {len(data)} bytes that are no control message: {error}") from error

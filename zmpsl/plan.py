@@ -1,0 +1,159 @@
+"""The plan: which blocks run where. Frozen values, published by the manager and the same on every role.
+
+Parts count from 0 to P - 1 (the paper's 1 to P): part 0 and part P - 1 live on every data owner, part p on compute
+node p - 1. A part is the half-open block range [bounds[p], bounds[p + 1]).
+"""
+
+from __future__ import annotations
+
+from hashlib import sha256
+
+import msgspec
+from msgspec import Struct
+
+from zmpsl.errors import JobError
+from zmpsl.job.schema import Job
+
+__all__ = ["AGGREGATOR", "Block", "Entry", "Peer", "Plan", "check_cuts", "even_cuts", "fingerprint", "node_name", "owner_name"]
+
+AGGREGATOR = "aggregator"
+
+
+def owner_name(index: int) -> str:
+    """Gives the place name of data owner `index`, counted from 0."""
+    return f"owner-{index}"
+
+
+def node_name(hop: int) -> str:
+    """Gives the place name of the compute node at `hop`, counted from 0."""
+    return f"node-{hop}"
+
+
+class Entry(Struct, frozen=True, array_like=True):
+    """One tensor of a block's state: its key inside the block, dtype name, shape, and whether it is trained."""
+
+    key: str
+    dtype: str
+    shape: tuple[int, ...]
+    trained: bool
+
+    @property
+    def elements(self) -> int:
+        """Number of elements."""
+        product = 1
+        for size in self.shape:
+            product *= size
+        return product
+
+
+class Block(Struct, frozen=True, array_like=True):
+    """What a plan must know of one atomic block: the name of its class and its state, no code."""
+
+    kind: str
+    entries: tuple[Entry, ...]
+
+    @property
+    def parameters(self) -> int:
+        """Number of trained parameters."""
+        return sum(entry.elements for entry in self.entries if entry.trained)
+
+
+class Peer(Struct, frozen=True, array_like=True):
+    """A role's place in the plan and the address of its PULL socket."""
+
+    name: str
+    endpoint: str
+
+
+class Plan(Struct, frozen=True, kw_only=True):
+    """One published plan.
+
+    Attributes:
+        version: Counts up with every plan of a run; travels with every task.
+        run: Identity of the run.
+        job: The job with all defaults.
+        blocks: Summary of the whole model.
+        bounds: Block indices, P + 1 of them, from 0 to the number of blocks.
+        aggregator: Where the owners' parts are averaged.
+        nodes: The chain, in hop order.
+        owners: The data owners, by index.
+        start_round: First round to train; above 0 when a run is resumed.
+        digests: Digest of every part's state at `start_round`, empty for a fresh start.
+    """
+
+    version: int
+    run: str
+    job: Job
+    blocks: tuple[Block, ...]
+    bounds: tuple[int, ...]
+    aggregator: Peer
+    nodes: tuple[Peer, ...]
+    owners: tuple[Peer, ...]
+    start_round: int = 0
+    digests: dict[str, str] = {}
+
+    @property
+    def parts(self) -> int:
+        """Number of parts P."""
+        return len(self.bounds) - 1
+
+    def blocks_of(self, part: int) -> range:
+        """Gives the block indices of a part."""
+        return range(self.bounds[part], self.bounds[part + 1])
+
+    def parameters_of(self, part: int) -> int:
+        """Gives the number of trained parameters of a part."""
+        return sum(self.blocks[index].parameters for index in self.blocks_of(part))
+
+
+def fingerprint(blocks: tuple[Block, ...]) -> str:
+    """Gives a short digest of a block list: class names, state keys, shapes and dtypes.
+
+    Two roles whose imports give different fingerprints would train different models.
+    """
+    return sha256(msgspec.json.encode(blocks)).hexdigest()[:16]
+
+
+def even_cuts(job: Job, blocks: int) -> tuple[int, ...]:
+    """Deals the blocks between first and last cut evenly to the compute nodes, the earlier ones taking the rest.
+
+    Args:
+        job: Gives number of nodes, first and last cut.
+        blocks: Number of blocks of the model.
+
+    Returns:
+        The P - 1 cuts: the first block of parts 1 to P - 1.
+
+    Raises:
+        JobError: There are fewer blocks between the cuts than compute nodes.
+    """
+    first = job.first_cut if job.first_cut is not None else 1
+    last = job.last_cut if job.last_cut is not None else blocks - 1
+    share, rest = divmod(last - first, job.nodes)
+    if share < 1 or not 1 <= first < last < blocks:
+        raise JobError(
+            f"cuts: even: model {job.model.name} has {blocks} blocks; between first_cut {first} and last_cut {last} lie "
+            f"{max(last - first, 0)}, too few for {job.nodes} compute nodes; use fewer nodes or a deeper model"
+        )
+    cuts = [first]
+    for hop in range(job.nodes):
+        cuts.append(cuts[-1] + share + (hop < rest))
+    return tuple(cuts)
+
+
+def check_cuts(job: Job, blocks: int) -> tuple[int, ...]:
+    """Gives the bounds of all parts for the job's cuts.
+
+    Returns:
+        P + 1 block indices from 0 to `blocks`.
+
+    Raises:
+        JobError: The cuts do not rise strictly inside the model, or their number is not P - 1.
+    """
+    cuts = even_cuts(job, blocks) if job.cuts == "even" else tuple(job.cuts)
+    if len(cuts) != job.parts - 1:
+        raise JobError(f"cuts: {list(cuts)} makes {len(cuts) + 1} parts, but {job.nodes} compute nodes need {job.parts - 1} cuts")
+    bounds = (0, *cuts, blocks)
+    if any(low >= high for low, high in zip(bounds, bounds[1:], strict=False)):
+        raise JobError(f"cuts: {list(cuts)} must rise strictly between 0 and {blocks}, the number of blocks of {job.model.name}")
+    return bounds

@@ -1,0 +1,54 @@
+"""What a role asks its driver to do. Roles themselves touch no socket: events in, actions out."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from zmpsl.messages import FromManager, ToManager
+from zmpsl.plan import Plan
+from zmpsl.transport.task import Task
+
+__all__ = ["Action", "Connect", "Say", "Send", "Stop", "Tell"]
+
+
+@dataclass(frozen=True, slots=True)
+class Send:
+    """Send a task to a peer of the plan."""
+
+    to: str
+    task: Task
+
+
+@dataclass(frozen=True, slots=True)
+class Say:
+    """Say something to the manager."""
+
+    message: ToManager
+
+
+@dataclass(frozen=True, slots=True)
+class Tell:
+    """The manager tells a member something; `to` is the member's identity on the control plane."""
+
+    to: bytes
+    message: FromManager
+
+
+@dataclass(frozen=True, slots=True)
+class Connect:
+    """Open links to peers: place name -> address. `sender` is our place code in tasks."""
+
+    plan: Plan
+    sender: int
+    peers: dict[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class Stop:
+    """The role is done: drain, close, and end with this code."""
+
+    exit_code: int
+    text: str
+
+
+Action = Send | Say | Tell | Connect | Stop

@@ -1,0 +1,77 @@
+"""The aggregator: weighted FedAvg of the owners' first and last parts. Needs NumPy, no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from zmpsl.checkpoint import load_parts, prune, save_parts
+from zmpsl.errors import CheckpointError, RemoteProtocolError
+from zmpsl.messages import Prepared, Ready
+from zmpsl.plan import AGGREGATOR, Plan, owner_name
+from zmpsl.roles.actions import Action, Connect, Say, Send
+from zmpsl.roles.member import Member
+from zmpsl.state import Average, digest, ends_layout
+from zmpsl.transport.task import Op, Task
+from zmpsl.transport.wire import OWNER_SENDER
+
+__all__ = ["Aggregator"]
+
+
+class Aggregator(Member):
+    """Averages what owners hand in, stores it, and sends it back."""
+
+    role = AGGREGATOR
+
+    def accepts(self, op: Op) -> int | None:
+        """Parts come from owners."""
+        return OWNER_SENDER if op is Op.PART else None
+
+    def build(self, plan: Plan) -> Iterator[Action]:
+        """Lays out the state; where a run goes on, sends the owners the stored average."""
+        self.layout = ends_layout(plan.blocks, plan.bounds, plan.job.optimizer)
+        self.average = Average(self.layout)
+        self._in: set[int] = set()
+        yield Connect(plan, 0, {peer.name: peer.endpoint for peer in plan.owners})
+        if plan.start_round:
+            if self.folder is None:
+                raise CheckpointError("a run that goes on needs a folder with its checkpoints")
+            flat = np.zeros(self.layout.nbytes, np.uint8)
+            load_parts(self.folder, plan, plan.start_round - 1, (0, plan.parts - 1), self.layout, flat, plan.digests[AGGREGATOR])
+            yield from self._send_global(plan, plan.start_round - 1, flat)
+        yield Say(Ready(plan=plan.version))
+
+    def handle(self, task: Task) -> Iterator[Action]:
+        """Takes one owner's parts; with the last owner's, averages."""
+        plan = self.plan
+        if plan is None or task.tensor is None or task.tensor.shape != (self.layout.nbytes,) or task.tensor.dtype != np.uint8 or task.count < 1:
+            raise RemoteProtocolError(f"{task}: owners hand in {self.layout.nbytes} bytes and at least 1 sample, not {task.count}")
+        if task.owner in self._in:
+            raise RemoteProtocolError(f"{task}: handed in twice")
+        with self.meter.measure("A", task):
+            self.average.add(task.owner, task.tensor, task.count)
+        self._in.add(task.owner)
+        if len(self._in) < len(plan.owners):
+            return
+        with self.meter.measure("A", task):
+            # Fresh memory: the owners may still be receiving the last average.
+            flat = np.zeros(self.layout.nbytes, np.uint8)
+            self.average.write_to(flat)
+        yield from self._send_global(plan, self.round, flat)
+        if self.folder is not None:
+            save_parts(self.folder, plan, self.round, (0, plan.parts - 1), self.layout, flat)
+        yield Say(Prepared(round=self.round, digests={AGGREGATOR: digest(flat)}, stats=self.meter.stats()))
+        self.meter.restart()
+        self.round += 1
+        self.average.reset()
+        self._in.clear()
+
+    def committed(self, round_: int) -> None:
+        """Drops checkpoints nobody needs any more."""
+        if self.folder is not None and self.plan is not None:
+            prune(self.folder, round_, self.plan.job.keep_checkpoints)
+
+    def _send_global(self, plan: Plan, round_: int, flat: np.ndarray[tuple[int, ...], np.dtype[np.uint8]]) -> Iterator[Action]:
+        for owner in range(len(plan.owners)):
+            yield Send(owner_name(owner), Task(Op.GLOBAL, plan.version, owner, round_, tensor=flat))

@@ -1,0 +1,368 @@
+"""The manager: hears joins, makes the plan, publishes it, and records which rounds count. It never sees a tensor.
+
+    gathering  -> describing -> building -> training g -> (evaluating g) -> training g + 1 ... -> over
+      joins,      block list    all ready   all prepared   all evaluated
+      a job
+
+A round is committed when its record is on disk, after every compute node and the aggregator have stored its weights.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from enum import Enum
+from pathlib import Path
+
+
+from zmpsl import __version__
+from zmpsl.checkpoint import Record, write_index, write_record
+from zmpsl.errors import JobError, JoinError, PeerLostError, RemoteProtocolError, ZmpslError
+from zmpsl.job.schema import Job
+from zmpsl.messages import (
+    PROTOCOL, Begin, Committed, Describe, Described, Evaluate, Evaluated, Finish, FromManager, Join, Leave, Ping, Prepared,
+    Progress, Publish, Ready, Refused, Submit, ToManager, Trained, Trouble, Welcome,
+)  # fmt: skip
+from zmpsl.plan import AGGREGATOR, Block, Peer, Plan, check_cuts, fingerprint, node_name, owner_name
+from zmpsl.roles.actions import Action, Stop, Tell
+from zmpsl.roles.scoreboard import Scoreboard
+
+__all__ = ["Manager", "Phase"]
+
+PING_EVERY_S = 0.5
+
+
+class Phase(Enum):
+    """Where the run stands."""
+
+    GATHERING = "gathering"
+    DESCRIBING = "describing"
+    BUILDING = "building"
+    TRAINING = "training"
+    EVALUATING = "evaluating"
+    OVER = "over"
+
+
+@dataclass
+class _Member:
+    """A role that has joined."""
+
+    identity: bytes
+    join: Join
+    place: str
+    ready: bool = False
+    unreachable_since: float | None = None
+
+    def __str__(self) -> str:
+        return f"{self.place} (process {self.join.pid} on {self.join.host})"
+
+
+class Manager:
+    """Places roles, plans, and commits rounds.
+
+    Args:
+        runs: Folder in which the run's folder is made; None keeps nothing on disk.
+        job: The job, or None to wait until a data owner submits one.
+        run: Name of the run and its folder; made from the job's name and the time if not given.
+        resume: Record of the run to go on with.
+    """
+
+    def __init__(self, runs: Path | None = None, job: Job | None = None, run: str | None = None, resume: Record | None = None) -> None:
+        self.runs = runs
+        self.job = job
+        self.phase = Phase.GATHERING
+        self.plan: Plan | None = None
+        self.round = 0
+        self.exit: Stop | None = None
+        self.record = resume
+        self.board = Scoreboard()
+        self._run = run
+        self._members: dict[bytes, _Member] = {}
+        self._observers: set[bytes] = set()
+        self._waiting: set[str] = set()
+        self._since: float | None = None
+        self._pinged_at = 0.0
+        self._digests: dict[str, str] = {}
+
+    # -- what a driver calls ------------------------------------------------------------------------------------------
+
+    def hear(self, who: bytes, message: ToManager) -> Iterator[Action]:
+        """Takes a message of a member or observer."""
+        try:
+            yield from self._hear(who, message)
+        except ZmpslError as error:
+            yield from self.finish(error.exit_code, str(error))
+
+    def tick(self, now: float) -> Iterator[Action]:
+        """Called now and then with the time in seconds: pings, and gives up what takes too long."""
+        self._since = now if self._since is None else self._since
+        if now - self._pinged_at >= PING_EVERY_S and self.phase is not Phase.OVER:
+            self._pinged_at = now
+            self.board.tell_progress(self.phase.value, self.round)
+            for member in list(self._members.values()):
+                yield Tell(member.identity, Ping())
+        limit = self.job.network.join_timeout_s if self.job is not None else None
+        if limit is not None and self.phase in (Phase.GATHERING, Phase.DESCRIBING, Phase.BUILDING) and now - self._since > limit:
+            error = JoinError(f"after {limit:g} s (network.join_timeout_s) {self._who_is_missing()}")
+            yield from self.finish(error.exit_code, str(error))
+
+    def unreachable(self, who: bytes, now: float) -> Iterator[Action]:
+        """The connection to a member is gone; it is lost when it stays so."""
+        member = self._members.get(who)
+        self._observers.discard(who)
+        if member is None or self.phase is Phase.OVER:
+            return
+        if member.unreachable_since is None:
+            member.unreachable_since = now
+        limit = self.job.network.lost_after_s if self.job is not None else 0.0
+        if self.phase is Phase.GATHERING:
+            del self._members[who]
+            self.board.notice(f"{member} went before the run began; its place is free again")
+        elif now - member.unreachable_since >= limit:
+            error = PeerLostError(f"{member} is lost: its connection has been closed for {now - member.unreachable_since:.1f} s")
+            yield from self.finish(error.exit_code, str(error))
+
+    def reachable(self, who: bytes) -> None:
+        """The connection to a member is open."""
+        member = self._members.get(who)
+        if member is not None:
+            member.unreachable_since = None
+
+    def finish(self, exit_code: int, text: str) -> Iterator[Action]:
+        """Ends the run for everybody."""
+        if self.phase is Phase.OVER:
+            return
+        self.phase = Phase.OVER
+        self.board.end(exit_code, text)
+        for identity in [*self._members, *self._observers]:
+            yield Tell(identity, Finish(exit_code=exit_code, text=text))
+        self.exit = Stop(exit_code, text)
+        yield self.exit
+
+    @property
+    def folder(self) -> Path | None:
+        """The run's folder, once the run has a name."""
+        return None if self.runs is None or self._run is None else self.runs / self._run
+
+    @property
+    def members(self) -> int:
+        """Number of members that have not left."""
+        return len(self._members)
+
+    # -- messages -----------------------------------------------------------------------------------------------------
+
+    def _hear(self, who: bytes, message: ToManager) -> Iterator[Action]:
+        if isinstance(message, Join):
+            yield from self._join(who, message)
+            return
+        if isinstance(message, Submit):
+            yield from self._submit(who, message.job)
+            return
+        member = self._members.get(who)
+        if isinstance(message, Leave):
+            self._members.pop(who, None)
+            self._observers.discard(who)
+            return
+        if member is None:
+            raise RemoteProtocolError(f"{type(message).__name__} from somebody who has not joined")
+        if self.phase is Phase.OVER:
+            return
+        match message:
+            case Trouble():
+                yield from self.finish(message.exit_code, message.text)
+            case Described():
+                yield from self._described(message.blocks)
+            case Ready():
+                yield from self._ready(member, message)
+            case Progress():
+                if message.round == self.round:
+                    self.board.progress(member.place, message)
+            case Trained():
+                self.board.trained(member.place, message)
+                yield from self._arrived(member.place, Phase.TRAINING, message.round)
+            case Prepared():
+                self._digests.update(message.digests)
+                self.board.prepared(member.place, message)
+                yield from self._arrived(member.place, Phase.TRAINING, message.round)
+            case Evaluated():
+                self.board.evaluated(message)
+                yield from self._arrived(member.place, Phase.EVALUATING, message.round)
+
+    def _join(self, who: bytes, join: Join) -> Iterator[Action]:
+        if join.role == "observer":
+            self._observers.add(who)
+            yield Tell(who, Welcome(place="", job=self.job))
+            if self.plan is not None:
+                yield Tell(who, Publish(plan=self.plan))
+            return
+        try:
+            place = self._place_for(join)
+        except JoinError as error:
+            self.board.notice(f"refused {join.role} (process {join.pid} on {join.host}): {error}")
+            yield Tell(who, Refused(exit_code=error.exit_code, text=str(error)))
+            return
+        self._members[who] = _Member(who, join, place)
+        yield Tell(who, Welcome(place=place, job=self.job))
+        yield from self._maybe_describe()
+
+    def _place_for(self, join: Join) -> str:
+        if join.protocol != PROTOCOL:
+            raise JoinError(f"this manager speaks protocol {PROTOCOL} (zmpsl {__version__}), {join.role} speaks {join.protocol} (zmpsl {join.version}); install the same version on all hosts")
+        if self.phase is not Phase.GATHERING:
+            raise JoinError(f"the run is {self.phase.value}; all its places are taken")
+        taken = {member.place: member for member in self._members.values()}
+        places = self._places(join.role)
+        if join.place:
+            if join.place not in places:
+                raise JoinError(f"{join.role} asks for place {join.place!r}; this job has {_listed(places)}")
+            if join.place in taken:
+                raise JoinError(f"place {join.place} is taken by process {taken[join.place].join.pid} on {taken[join.place].join.host}; two cannot hold it")
+            return join.place
+        free = [place for place in places if place not in taken]
+        if not free:
+            raise JoinError(f"all places for role {join.role!r} are taken: {_listed(places)}")
+        return free[0]
+
+    def _places(self, role: str) -> list[str]:
+        # Before there is a job nobody knows how many places there will be; the job refuses those too many.
+        owners, nodes = (self.job.owners, self.job.nodes) if self.job is not None else (len(self._members) + 1, len(self._members) + 1)
+        if role == "compute":
+            return [node_name(hop) for hop in range(nodes)]
+        if role == "owner":
+            return [owner_name(index) for index in range(owners)]
+        if role == AGGREGATOR:
+            return [AGGREGATOR]
+        raise JoinError(f"{role!r} is no role; known are owner, compute, aggregator")
+
+    def _submit(self, who: bytes, job: Job) -> Iterator[Action]:
+        if self.job is not None:
+            yield Tell(who, Refused(exit_code=JobError.exit_code, text=f"this manager already has job {self.job.name!r}; one manager runs one job"))
+            return
+        self.job = job
+        self._since = None
+        known = {place for role in ("compute", "owner", AGGREGATOR) for place in self._places(role)}
+        for member in [m for m in self._members.values() if m.place not in known]:
+            del self._members[member.identity]
+            yield Tell(member.identity, Refused(exit_code=JoinError.exit_code, text=f"job {job.name!r} has no place {member.place}"))
+        yield from self._maybe_describe()
+
+    # -- the plan -----------------------------------------------------------------------------------------------------
+
+    def _all_places(self) -> set[str]:
+        return {place for role in ("compute", "owner", AGGREGATOR) for place in self._places(role)}
+
+    def _who_is_missing(self) -> str:
+        missing = self._all_places() - {member.place for member in self._members.values()}
+        if missing:
+            return f"still missing: {_listed(missing)}; start them with `zmpsl compute|owner|aggregator --manager ADDRESS`"
+        return f"not ready: {_listed(member.place for member in self._members.values() if not member.ready)}"
+
+    def _maybe_describe(self) -> Iterator[Action]:
+        places = {member.place: member for member in self._members.values()}
+        if self.job is None or self.phase is not Phase.GATHERING or set(places) != self._all_places():
+            return
+        self.phase = Phase.DESCRIBING
+        yield Tell(places[owner_name(0)].identity, Describe(job=self.job))
+
+    def _described(self, blocks: tuple[Block, ...]) -> Iterator[Action]:
+        if self.job is None or self.phase is not Phase.DESCRIBING:
+            return
+        bounds = check_cuts(self.job, len(blocks))
+        self._run = self._run or f"{self.job.name}-{time.strftime('%Y%m%d-%H%M%S')}"
+        peers = {m.place: Peer(m.place, m.join.endpoint) for m in self._members.values()}
+        start, digests = self._resume_point(blocks, bounds)
+        self.plan = Plan(
+            version=1, run=self._run, job=self.job, blocks=blocks, bounds=bounds, aggregator=peers[AGGREGATOR],
+            nodes=tuple(peers[node_name(hop)] for hop in range(self.job.nodes)),
+            owners=tuple(peers[owner_name(index)] for index in range(self.job.owners)),
+            start_round=start, digests=digests,
+        )  # fmt: skip
+        if self.record is None:
+            self.record = Record(run=self._run, job=self.job, bounds=bounds, fingerprint=fingerprint(blocks), committed={})
+        self.record.job = self.job
+        if self.folder is not None:
+            write_record(self.folder, self.record)
+            self.board.log_to(self.folder)
+        self.board.planned(self.plan)
+        self.phase = Phase.BUILDING
+        for identity in [*self._members, *self._observers]:
+            yield Tell(identity, Publish(plan=self.plan))
+
+    def _resume_point(self, blocks: tuple[Block, ...], bounds: tuple[int, ...]) -> tuple[int, dict[str, str]]:
+        record = self.record
+        if record is None or record.last < 0:
+            return 0, {}
+        if record.fingerprint != fingerprint(blocks) or record.bounds != bounds:
+            raise JobError(
+                f"run {record.run} was made with model fingerprint {record.fingerprint} and bounds {list(record.bounds)}, "
+                f"now they are {fingerprint(blocks)} and {list(bounds)}; a run can only go on with the same model and cuts"
+            )
+        return record.last + 1, record.committed[record.last]
+
+    def _ready(self, member: _Member, message: Ready) -> Iterator[Action]:
+        if self.phase is not Phase.BUILDING or self.plan is None or message.plan != self.plan.version:
+            return
+        member.ready = True
+        self.board.batches_total += message.batches
+        if all(each.ready for each in self._members.values()):
+            self.round = self.plan.start_round
+            yield from self._begin_or_finish()
+
+    # -- rounds -------------------------------------------------------------------------------------------------------
+
+    def _begin_or_finish(self) -> Iterator[Action]:
+        if self.job is not None and self.round >= self.job.train.rounds:
+            yield from self.finish(0, f"{self.job.train.rounds} rounds committed")
+            return
+        self.phase = Phase.TRAINING
+        self._waiting = {member.place for member in self._members.values()}
+        self._digests = {}
+        self.board.begin(self.round)
+        yield from self._tell_all(Begin(round=self.round))
+
+    def _arrived(self, place: str, phase: Phase, round_: int) -> Iterator[Action]:
+        if phase is not self.phase or round_ != self.round:
+            raise RemoteProtocolError(f"{place} speaks of {phase.value} round {round_}, the run is {self.phase.value} round {self.round}")
+        self._waiting.discard(place)
+        if self._waiting:
+            return
+        if phase is Phase.TRAINING:
+            yield from self._commit()
+        else:
+            self.board.evaluation_over(self.round)
+            self.round += 1
+            yield from self._begin_or_finish()
+
+    def _commit(self) -> Iterator[Action]:
+        plan, record = self.plan, self.record
+        if plan is None or record is None or self.job is None:
+            raise RemoteProtocolError("a round cannot end before there is a plan")
+        digests = dict(sorted(self._digests.items()))
+        record.committed[self.round] = digests
+        for old in sorted(record.committed)[: -self.job.keep_checkpoints]:
+            del record.committed[old]
+        if self.folder is not None:
+            write_index(self.folder, plan, self.round, digests)
+            write_record(self.folder, record)
+        self.board.committed(self.round, digests)
+        yield from self._tell_all(Committed(round=self.round, digests=digests))
+        every = self.job.evaluate.every
+        if every and ((self.round + 1) % every == 0 or self.round + 1 == self.job.train.rounds):
+            self.phase = Phase.EVALUATING
+            self._waiting = {owner.name for owner in plan.owners}
+            yield from self._tell_all(Evaluate(round=self.round))
+        else:
+            self.round += 1
+            yield from self._begin_or_finish()
+
+    def _tell_all(self, message: FromManager) -> Iterator[Action]:
+        for identity in [*self._members, *self._observers]:
+            yield Tell(identity, message)
+
+
+def _listed(places: object) -> str:
+    names = sorted(places, key=lambda name: (name.rstrip("0123456789"), len(name), name))  # type: ignore[call-overload]
+    return ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
+
+

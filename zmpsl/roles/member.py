@@ -1,0 +1,171 @@
+"""What every role but the manager has in common: join, get the plan, build, say ready, stop. No socket in here.
+
+A driver (zmpsl.loop over zmq, zmpsl.launch.memory without) calls `start`, `hear`, `admit`, `handle`, `idle` and
+`tick`, and carries out the actions they give, each before it asks for the next one: so a gradient has left before the
+code behind its `yield` updates the weights.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+
+from zmpsl import __version__
+from zmpsl.errors import JoinError, RemoteProtocolError
+from zmpsl.messages import Begin, Committed, Describe, Evaluate, Finish, FromManager, Join, Progress, Publish, Refused, Trouble, Welcome
+from zmpsl.plan import Plan, fingerprint
+from zmpsl.roles.actions import Action, Say, Stop
+from zmpsl.roles.meter import Meter
+from zmpsl.transport.task import Op, Task
+
+__all__ = ["Member"]
+
+PROGRESS_EVERY_S = 0.5
+
+
+class Member:
+    """Base of compute node, data owner and aggregator.
+
+    Args:
+        runs: Folder in which the run's folder lies or is made; None keeps nothing on disk.
+        place: Place wanted, empty for any.
+    """
+
+    role = "member"
+
+    def __init__(self, runs: Path | None = None, place: str = "") -> None:
+        self.place = place
+        self.runs = runs
+        self.meter = Meter(lambda: self.traffic())
+        self.plan: Plan | None = None
+        self.round = 0
+        self._told_at = 0.0
+
+    def traffic(self) -> tuple[int, int, int]:
+        """Bytes sent, bytes received, messages rejected; the driver puts its own counters here."""
+        return 0, 0, 0
+
+    # -- what a driver calls ------------------------------------------------------------------------------------------
+
+    def start(self, endpoint: str) -> Iterator[Action]:
+        """Asks the manager for a place; `endpoint` is where peers reach our PULL."""
+        yield Say(Join(role=self.role, place=self.place, endpoint=endpoint, version=__version__, host=socket.gethostname(), pid=os.getpid()))
+
+    def hear(self, message: FromManager) -> Iterator[Action]:
+        """Takes a message of the manager."""
+        match message:
+            case Refused():
+                yield Stop(message.exit_code, message.text)
+            case Welcome():
+                self.place = message.place
+            case Describe():
+                yield from self.describe(message)
+            case Publish():
+                yield from self._publish(message.plan)
+            case Begin():
+                yield from self.begin(message.round)
+            case Evaluate():
+                yield from self.evaluate(message.round)
+            case Committed():
+                self.committed(message.round)
+            case Finish():
+                self.meter.restart()
+                yield Stop(message.exit_code, message.text)
+
+    def admit(self, task: Task) -> None:
+        """Checks that a task is for us, now.
+
+        Raises:
+            RemoteProtocolError: Another plan, an owner that is not there, a kind of task we do not take from that sender.
+        """
+        plan = self.plan
+        if plan is None or task.plan != plan.version:
+            raise RemoteProtocolError(f"{task}: of plan {task.plan}, ours is {plan.version if plan else 'not there yet'}")
+        if task.owner >= len(plan.owners) or self.accepts(task.op) != task.sender:
+            raise RemoteProtocolError(f"{task}: not for {self.place} from sender {task.sender}")
+        if task.op is not Op.EVALUATE and task.op is not Op.GLOBAL and task.round != self.round:
+            raise RemoteProtocolError(f"{task}: {self.place} is in round {self.round}")
+
+    def tick(self, now: float) -> Iterator[Action]:
+        """Called now and then with the time in seconds; says how far we are."""
+        if self.plan is not None and now - self._told_at >= PROGRESS_EVERY_S:
+            self._told_at = now
+            yield Say(self.progress())
+
+    def trouble(self, error: BaseException, exit_code: int) -> Iterator[Action]:
+        """Tells the manager that we cannot go on."""
+        yield Say(Trouble(exit_code=exit_code, text=str(error)[:3900]))
+
+    # -- what the roles fill in ---------------------------------------------------------------------------------------
+
+    def accepts(self, op: Op) -> int | None:
+        """Gives the place code a task of this kind must come from, None where we take none."""
+        raise NotImplementedError
+
+    def build(self, plan: Plan) -> Iterator[Action]:
+        """Builds what the plan asks of us and says ready."""
+        raise NotImplementedError
+
+    def handle(self, task: Task) -> Iterator[Action]:
+        """Does what an admitted task asks."""
+        raise NotImplementedError
+
+    def idle(self) -> Iterator[Action] | None:
+        """Gives work of our own to do, None where there is none."""
+        return None
+
+    def describe(self, message: Describe) -> Iterator[Action]:
+        """Gives the block list of a model; only data owners are asked."""
+        yield from ()
+
+    def begin(self, round_: int) -> Iterator[Action]:
+        """Starts to train a round."""
+        yield from ()
+
+    def evaluate(self, round_: int) -> Iterator[Action]:
+        """Starts to evaluate a round's model."""
+        yield from ()
+
+    def committed(self, round_: int) -> None:
+        """Learns that a round counts."""
+
+    def progress(self) -> Progress:
+        """Tells how far we are."""
+        return Progress(round=self.round, stats=self.meter.stats())
+
+    # -- shared -------------------------------------------------------------------------------------------------------
+
+    @property
+    def folder(self) -> Path | None:
+        """The run's folder on this host."""
+        return None if self.runs is None or self.plan is None else self.runs / self.plan.run
+
+    def _publish(self, plan: Plan) -> Iterator[Action]:
+        if self.plan is not None and plan.version <= self.plan.version:
+            return
+        self.plan = plan
+        self.round = plan.start_round
+        if self.folder is not None:
+            self.meter.record_to(self.folder, self.place)
+        yield from self.build(plan)
+        self.meter.restart()
+
+    def check_model(self, plan: Plan) -> None:
+        """Refuses a plan that was made for another model than our import gives.
+
+        Raises:
+            JoinError: The fingerprints differ.
+        """
+        from zmpsl.engine.build import summarise
+
+        ours = summarise(plan.job.model)
+        if fingerprint(ours) == fingerprint(plan.blocks):
+            return
+        where = next((i for i, (a, b) in enumerate(zip(ours, plan.blocks, strict=False)) if a != b), min(len(ours), len(plan.blocks)))
+        raise JoinError(
+            f"{self.place} on {socket.gethostname()}: model {plan.job.model.name} has fingerprint {fingerprint(ours)} with {len(ours)} blocks here, "
+            f"the plan says {fingerprint(plan.blocks)} with {len(plan.blocks)}; they differ from block {where} on. "
+            f"Install the same version of the model's code on all hosts"
+        )

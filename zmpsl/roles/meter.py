@@ -1,0 +1,63 @@
+"""Measures what a role does: seconds per kind of work in this round, and the timeline."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from zmpsl.messages import Stats
+from zmpsl.observe.timeline import Recorder
+from zmpsl.transport.task import Task
+
+__all__ = ["Meter"]
+
+_KINDS = {"F": "forward_s", "L": "forward_s", "E": "forward_s", "B": "backward_s", "U": "update_s"}
+
+
+class Meter:
+    """Stopwatch and trace of one role.
+
+    Args:
+        traffic: Gives bytes sent, bytes received and messages rejected since the start.
+    """
+
+    def __init__(self, traffic: Callable[[], tuple[int, int, int]]) -> None:
+        self._traffic = traffic
+        self._recorder: Recorder | None = None
+        self._seconds: dict[str, float] = {}
+        self._tasks = 0
+        self._before = (0, 0, 0)
+        self._since = time.perf_counter()
+
+    def record_to(self, folder: Path, name: str) -> None:
+        """Starts writing a timeline."""
+        self._recorder = Recorder(folder / "timeline" / f"{name}.jsonl", name)
+
+    @contextmanager
+    def measure(self, op: str, task: Task) -> Iterator[None]:
+        """Times one piece of work: F forward, B backward, U update, L last part, E evaluation, A averaging."""
+        start = time.perf_counter_ns()
+        yield
+        end = time.perf_counter_ns()
+        kind = _KINDS.get(op)
+        if kind is not None:
+            self._seconds[kind] = self._seconds.get(kind, 0.0) + (end - start) / 1e9
+        self._tasks += 1
+        if self._recorder is not None:
+            self._recorder.add(op, start, end, task.owner, task.round, task.epoch, task.batch, task.micro)
+
+    def stats(self) -> Stats:
+        """Gives what was done since `restart`."""
+        sent, received, rejected = (now - before for now, before in zip(self._traffic(), self._before, strict=True))
+        seconds = time.perf_counter() - self._since
+        return Stats(**self._seconds, round_s=seconds, tasks=self._tasks, sent_bytes=sent, received_bytes=received, rejected=rejected)
+
+    def restart(self) -> None:
+        """Starts a new round: counts from zero, and writes the timeline so far."""
+        self._seconds, self._tasks = {}, 0
+        self._before = self._traffic()
+        self._since = time.perf_counter()
+        if self._recorder is not None:
+            self._recorder.flush()

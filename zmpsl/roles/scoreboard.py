@@ -1,0 +1,153 @@
+"""The manager's view of how the run goes: turns what members report into events for people and metrics.jsonl."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+
+from zmpsl.messages import Evaluated, Prepared, Progress, Stats, Trained
+from zmpsl.observe.events import (
+    CommitEvent, EndEvent, EvaluationEvent, Event, EventLog, NoticeEvent, PlanEvent, PlanPart, ProgressEvent, RoleStats, RoundEvent,
+)  # fmt: skip
+from zmpsl.plan import Plan
+
+__all__ = ["Scoreboard"]
+
+
+class Scoreboard:
+    """Gathers numbers; `listeners` are called with every event."""
+
+    def __init__(self) -> None:
+        self.listeners: list[Callable[[Event], None]] = []
+        self.batches_total = 0
+        self._log: EventLog | None = None
+        self._started = self._began = time.time()
+        self._owners: dict[str, Progress | Trained] = {}
+        self._stats: dict[str, Stats] = {}
+        self._finals: dict[str, Stats] = {}
+        self._scores: list[Evaluated] = []
+        self._told: tuple[float, int, dict[str, float]] = (self._started, 0, {})
+        self._bytes_before = 0
+        self._nodes: list[str] = []
+
+    def log_to(self, folder: Path) -> None:
+        """Writes all events to the run's metrics.jsonl from now on."""
+        self._log = EventLog(folder / "metrics.jsonl")
+
+    def planned(self, plan: Plan) -> None:
+        """Tells the plan, and leaves the resolved job in the run's folder."""
+        self._nodes = [peer.name for peer in plan.nodes]
+        places = ["owners", *self._nodes, "owners"]
+        parts = [
+            PlanPart(part=part, where=places[part], first=plan.bounds[part], stop=plan.bounds[part + 1],
+                     parameters=plan.parameters_of(part), bytes=4 * plan.parameters_of(part))
+            for part in range(plan.parts)
+        ]  # fmt: skip
+        self._emit(PlanEvent(
+            time=time.time(), job=plan.job.name, version=plan.version, start_round=plan.start_round, rounds=plan.job.train.rounds,
+            cuts=list(plan.bounds[1:-1]), parts=parts, owners=len(plan.owners), nodes=self._nodes,
+        ))  # fmt: skip
+
+    def notice(self, text: str) -> None:
+        """Tells something a person should know."""
+        self._emit(NoticeEvent(time=time.time(), text=text))
+
+    def begin(self, round_: int) -> None:
+        """A round begins."""
+        self._began = time.time()
+        self._owners.clear()
+        self._stats.clear()
+        self._finals.clear()
+        self._told = (self._began, 0, {})
+
+    def progress(self, place: str, message: Progress) -> None:
+        """A member told how far it is."""
+        self._stats[place] = message.stats
+        if place.startswith("owner") and not isinstance(self._owners.get(place), Trained):
+            self._owners[place] = message
+
+    def trained(self, place: str, message: Trained) -> None:
+        """An owner has finished its round."""
+        self._owners[place] = message
+        self._finals[place] = message.stats
+
+    def prepared(self, place: str, message: Prepared) -> None:
+        """A node or the aggregator has finished its round."""
+        self._finals[place] = message.stats
+
+    def tell_progress(self, phase: str, round_: int) -> None:
+        """Tells how far the round is; called twice a second."""
+        if phase not in ("training", "evaluating"):
+            return
+        now, (before, batches_before, busy_before) = time.time(), self._told
+        batches, loss = self._batches_and_loss()
+        busy = {node: _busy(self._stats[node]) for node in self._nodes if node in self._stats}
+        span = max(now - before, 1e-9)
+        shares = {node: min(1.0, max(0.0, (seconds - busy_before.get(node, 0.0)) / span)) for node, seconds in busy.items()}
+        self._told = (now, batches, busy)
+        self._emit(ProgressEvent(
+            time=now, round=round_, phase="train" if phase == "training" else "evaluate", batches=batches, batches_total=self.batches_total,
+            batches_per_s=max(0, batches - batches_before) / span, loss=loss, busy=shares,
+            bytes=self._bytes_before + sum(stats.sent_bytes for stats in self._stats.values()),
+        ))  # fmt: skip
+
+    def committed(self, round_: int, digests: dict[str, str]) -> None:
+        """A round counts."""
+        now = time.time()
+        batches, loss = self._batches_and_loss()
+        roles = {place: _role_stats(stats) for place, stats in self._finals.items()}
+        sent = sum(stats.sent_bytes for stats in self._finals.values())
+        self._bytes_before += sent
+        self._emit(RoundEvent(
+            time=now, round=round_, seconds=now - self._began, loss=loss, samples=sum(each.samples for each in self._owners.values()),
+            batches=batches, bytes=sent, roles=roles,
+        ))  # fmt: skip
+        self._emit(CommitEvent(time=now, round=round_, digests=digests))
+
+    def evaluated(self, message: Evaluated) -> None:
+        """An owner has evaluated the global model."""
+        self._scores.append(message)
+
+    def evaluation_over(self, round_: int) -> None:
+        """All owners have evaluated."""
+        scores, self._scores = self._scores, []
+        total = sum(each.total for each in scores)
+        if total:
+            # Summed in a fixed order, so that the figure does not depend on who came first.
+            loss = sum(sorted(each.loss_sum for each in scores)) / total
+            accuracy = sum(each.correct for each in scores) / total
+            self._emit(EvaluationEvent(time=time.time(), round=round_, accuracy=accuracy, loss=loss, samples=sum(each.samples for each in scores)))
+
+    def end(self, exit_code: int, text: str) -> None:
+        """The run is over."""
+        status = {0: "finished", 130: "interrupted"}.get(exit_code, "failed")
+        now = time.time()
+        self._emit(EndEvent(time=now, status=status, text=text, exit_code=exit_code, seconds=now - self._started))  # type: ignore[arg-type]
+        if self._log is not None:
+            self._log.close()
+            self._log = None
+
+    def _batches_and_loss(self) -> tuple[int, float | None]:
+        batches = sum(each.batches for each in self._owners.values())
+        samples = sum(each.samples for each in self._owners.values())
+        loss = sum(self._owners[place].loss_sum for place in sorted(self._owners)) / samples if samples else None
+        return batches, loss
+
+    def _emit(self, event: Event) -> None:
+        if self._log is not None:
+            self._log.append(event)
+        for listener in self.listeners:
+            listener(event)
+
+
+def _busy(stats: Stats) -> float:
+    return stats.forward_s + stats.backward_s + stats.update_s
+
+
+def _role_stats(stats: Stats) -> RoleStats:
+    return RoleStats(
+        forward_s=stats.forward_s, backward_s=stats.backward_s, update_s=stats.update_s, idle_s=max(0.0, stats.round_s - _busy(stats)),
+        sent_bytes=stats.sent_bytes, received_bytes=stats.received_bytes, tasks=stats.tasks,
+    )  # fmt: skip

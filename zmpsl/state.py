@@ -1,0 +1,200 @@
+"""A part's state as one flat buffer: where each tensor lies, exact averaging, and safetensors files. NumPy only.
+
+Every weight, running statistic and (where it is averaged) optimiser tensor of a part lies in one aligned buffer, in
+block order. So a replica is reset by one copy, an owner's parts travel as one tensor, and the aggregator needs no
+torch.
+
+The average of K replicas with n_k samples each (FedAvg) is defined per element as
+
+    float32( float64( exact sum of n_k * w_k ) / sum of n_k )
+
+A float32 times an integer below 2**29 is exact in float64; the sum is kept as an unevaluated pair of float64 (TwoSum,
+Knuth; Ogita, Rump and Oishi 2005), 106 bits, so no term is rounded away and the result does not depend on the order
+in which owners finish. Integer tensors are not averaged: those of the lowest-numbered owner stand.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from hashlib import sha256
+
+import numpy as np
+from numpy.typing import NDArray
+
+from zmpsl.errors import JobError, TrainingError
+from zmpsl.job.schema import Optimizer
+from zmpsl.plan import Block
+
+__all__ = ["Average", "Layout", "Segment", "digest", "ends_layout", "layout_of", "optimizer_entries"]
+
+Flat = NDArray[np.uint8]
+ALIGNMENT = 64
+FLOATS = ("float32", "float64", "float16")
+INTEGERS = ("int64", "int32", "int16", "int8", "uint8", "bool")
+# Small enough for the scratch arrays of one step to stay in the cache.
+STEP = 1 << 15
+
+
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """One tensor of the state.
+
+    Attributes:
+        name: Key in the whole model's state dict, such as `3.weight`; optimiser tensors are `3.weight@momentum`.
+        dtype: NumPy dtype name.
+        shape: Shape.
+        offset: Bytes from the start of the buffer, a multiple of 64.
+        trained: True for parameters.
+    """
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    offset: int
+    trained: bool
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the tensor."""
+        return int(np.prod(self.shape, dtype=np.int64)) * np.dtype(self.dtype).itemsize
+
+    @property
+    def is_optimizer(self) -> bool:
+        """True for a tensor of the optimiser, which is no part of the model's state dict."""
+        return "@" in self.name
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """Where each tensor of one or more parts lies in a flat buffer."""
+
+    segments: tuple[Segment, ...]
+    nbytes: int
+
+    def views(self, flat: Flat) -> dict[str, NDArray[np.generic]]:
+        """Gives every tensor as an array over the buffer, without a copy."""
+        return {
+            segment.name: flat[segment.offset : segment.offset + segment.nbytes].view(segment.dtype).reshape(segment.shape)
+            for segment in self.segments
+        }
+
+
+def optimizer_entries(optimizer: Optimizer) -> tuple[tuple[str, bool], ...]:
+    """Gives the optimiser's tensors per parameter that are averaged: name, and whether it has the parameter's shape."""
+    if optimizer.state == "reset":
+        return ()
+    if optimizer.name == "adam":
+        return (("step", False), ("exp_avg", True), ("exp_avg_sq", True))
+    return (("momentum_buffer", True),) if optimizer.momentum else ()
+
+
+def layout_of(blocks: tuple[Block, ...], indices: range, optimizer: Optimizer, start: int = 0) -> Layout:
+    """Lays out the state of some blocks.
+
+    Args:
+        blocks: All blocks of the model.
+        indices: Which of them.
+        optimizer: Tells which optimiser tensors are part of the state.
+        start: Offset of the first tensor, to put one layout behind another.
+
+    Raises:
+        JobError: A tensor has a dtype that cannot be averaged.
+    """
+    segments: list[Segment] = []
+    end = start
+    extra = optimizer_entries(optimizer)
+    for index in indices:
+        for entry in blocks[index].entries:
+            if entry.dtype not in FLOATS + INTEGERS:
+                raise JobError(f"block {index} ({blocks[index].kind}): {entry.key} has dtype {entry.dtype}; known are {', '.join(FLOATS + INTEGERS)}")
+            wanted = [(f"{index}.{entry.key}", entry.dtype, entry.shape, entry.trained)]
+            if entry.trained:
+                wanted += [(f"{index}.{entry.key}@{name}", entry.dtype if like else "float32", entry.shape if like else (), False) for name, like in extra]
+            for name, dtype, shape, trained in wanted:
+                segment = Segment(name, dtype, shape, end, trained)
+                segments.append(segment)
+                end += -(-segment.nbytes // ALIGNMENT) * ALIGNMENT
+    return Layout(tuple(segments), end)
+
+
+def ends_layout(blocks: tuple[Block, ...], bounds: tuple[int, ...], optimizer: Optimizer) -> Layout:
+    """Lays out the first part's state and the last part's behind it, as owners send it to the aggregator."""
+    first = layout_of(blocks, range(bounds[0], bounds[1]), optimizer)
+    last = layout_of(blocks, range(bounds[-2], bounds[-1]), optimizer, start=first.nbytes)
+    return Layout(first.segments + last.segments, last.nbytes)
+
+
+def digest(flat: Flat) -> str:
+    """Gives the SHA-256 of a state, in hex; padding is always zero, so equal states have equal digests."""
+    return sha256(memoryview(flat)).hexdigest()
+
+
+class Average:
+    """A running weighted mean of states whose result does not depend on the order of `add`.
+
+    Args:
+        layout: Of the states.
+    """
+
+    def __init__(self, layout: Layout) -> None:
+        self._floats = [segment for segment in layout.segments if segment.dtype in FLOATS]
+        self._others = [segment for segment in layout.segments if segment.dtype not in FLOATS]
+        sizes = [segment.nbytes // np.dtype(segment.dtype).itemsize for segment in self._floats]
+        self._starts = np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64) if sizes else np.zeros(1, np.int64)
+        self._high = np.zeros(int(self._starts[-1]))
+        self._low = np.zeros_like(self._high)
+        self._integers = np.zeros(layout.nbytes, np.uint8) if self._others else None
+        self._lowest: int | None = None
+        self.weight = 0
+
+    def reset(self) -> None:
+        """Starts anew."""
+        self._high.fill(0)
+        self._low.fill(0)
+        self._lowest, self.weight = None, 0
+
+    def add(self, owner: int, flat: Flat, weight: int) -> None:
+        """Adds one replica's state.
+
+        Args:
+            owner: Whose; integer tensors of the lowest-numbered owner stand.
+            flat: The state.
+            weight: Samples processed, at least 1.
+        """
+        self.weight += weight
+        for segment, start in zip(self._floats, self._starts, strict=False):
+            values = flat[segment.offset : segment.offset + segment.nbytes].view(segment.dtype)
+            for low in range(0, values.size, STEP):
+                piece = values[low : low + STEP]
+                here = slice(int(start) + low, int(start) + low + piece.size)
+                _two_sum(self._high[here], self._low[here], piece.astype(np.float64) * weight)
+        if self._integers is not None and (self._lowest is None or owner < self._lowest):
+            self._lowest = owner
+            for segment in self._others:
+                here = slice(segment.offset, segment.offset + segment.nbytes)
+                self._integers[here] = flat[here]
+
+    def write_to(self, flat: Flat) -> None:
+        """Writes the mean into a state.
+
+        Raises:
+            TrainingError: The mean is not finite.
+        """
+        for segment, start in zip(self._floats, self._starts, strict=False):
+            values = flat[segment.offset : segment.offset + segment.nbytes].view(segment.dtype)
+            here = slice(int(start), int(start) + values.size)
+            values[:] = ((self._high[here] + self._low[here]) / self.weight).astype(segment.dtype)
+            if not np.isfinite(values).all():
+                raise TrainingError(f"the average of {segment.name} is not finite; training has diverged, try a lower learning rate")
+        if self._integers is not None:
+            for segment in self._others:
+                here = slice(segment.offset, segment.offset + segment.nbytes)
+                flat[here] = self._integers[here]
+
+
+def _two_sum(high: NDArray[np.float64], low: NDArray[np.float64], term: NDArray[np.float64]) -> None:
+    """Adds `term` to the pairs (high, low) without an error: high becomes the rounded sum, low takes what was rounded off."""
+    total = high + term
+    back = total - high
+    low += (high - (total - back)) + (term - back)
+    high[:] = total

@@ -1,0 +1,65 @@
+"""Chunks -> tasks: gathers the chunks of each tensor in one pooled buffer. No socket in here."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from zmpsl.errors import RemoteProtocolError
+from zmpsl.transport.buffers import BufferPool, Slab
+from zmpsl.transport.task import Task
+from zmpsl.transport.wire import Header
+
+__all__ = ["Assembly"]
+
+# More tensors than this half-received at once is no chain of ours: each sender sends one tensor after the other.
+MAX_OPEN_PER_OWNER = 8
+
+
+class Assembly:
+    """Half-received tensors of one inbox.
+
+    Use: `place(header)` tells where the chunk's bytes go; after they are there, `finish(header)` gives the task if it
+    was the last chunk.
+    """
+
+    def __init__(self, pool: BufferPool) -> None:
+        self._pool = pool
+        self._open: dict[Task, tuple[Header, Slab]] = {}
+
+    def place(self, header: Header) -> Slab:
+        """Gives the memory for a chunk.
+
+        Returns:
+            A uint8 array of `header.raw` bytes.
+
+        Raises:
+            RemoteProtocolError: The chunk is not the one that must come next; the tensor is given up.
+        """
+        if header.offset == 0:
+            buffer = self._pool.take(header.total)
+            if header.raw < header.total:
+                self._begin(header)
+        else:
+            first, buffer = self._open.pop(header.task, (None, None))
+            if first is None or buffer is None or first.offset + first.raw != header.offset or first.shape != header.shape or first.dtype != header.dtype:
+                raise RemoteProtocolError(f"chunk at {header.offset} of {header.task} does not follow what came before")
+        self._open[header.task] = header, buffer
+        return buffer[header.offset : header.offset + header.raw]
+
+    def finish(self, header: Header) -> Task | None:
+        """Gives the task with its tensor if this was the last chunk, else None."""
+        if header.dtype is None:
+            return header.task
+        if header.offset + header.raw < header.total:
+            return None
+        _, buffer = self._open.pop(header.task)
+        return replace(header.task, tensor=buffer.view(header.dtype).reshape(header.shape))
+
+    def drop(self, header: Header) -> None:
+        """Gives up the tensor a broken chunk belonged to."""
+        self._open.pop(header.task, None)
+
+    def _begin(self, header: Header) -> None:
+        same = sum(task.owner == header.task.owner and task.sender == header.task.sender for task in self._open)
+        if same >= MAX_OPEN_PER_OWNER:
+            raise RemoteProtocolError(f"owner {header.task.owner} has {same} unfinished tensors; the oldest sender gave up on them")

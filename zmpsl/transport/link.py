@@ -1,0 +1,203 @@
+"""The two ends of a hop: Inbox (PULL) and Link (PUSH). With control.py and loop.py the only users of zmq.
+
+One PULL per role, one PUSH per peer, each PUSH connected once to exactly one PULL. No send ever blocks: what the
+socket does not take stays in the outbox until it reports room.
+"""
+
+from __future__ import annotations
+
+import socket as stdlib_socket
+
+import zmq
+from zmq.utils.monitor import recv_monitor_message
+
+from zmpsl.codecs import NONE, by_number
+from zmpsl.errors import NetworkError, RemoteProtocolError
+from zmpsl.transport.assembly import Assembly
+from zmpsl.transport.buffers import BufferPool
+from zmpsl.transport.outbox import Message, Outbox
+from zmpsl.transport.task import Task
+from zmpsl.transport.wire import MAX_MESSAGE, Header, parse
+
+__all__ = ["Inbox", "Link", "configure"]
+
+# Messages libzmq may hold per connection and side; each is at most 1 MiB.
+HIGH_WATER_MARK = 4
+
+
+def configure(socket: zmq.Socket[bytes], max_message: int, high_water_mark: int) -> None:
+    """Sets the options that must be set before bind or connect; docs/protocol.md tells why each."""
+    socket.setsockopt(zmq.LINGER, 0)
+    socket.setsockopt(zmq.SNDHWM, high_water_mark)
+    socket.setsockopt(zmq.RCVHWM, high_water_mark)
+    socket.setsockopt(zmq.MAXMSGSIZE, max_message)
+    socket.setsockopt(zmq.HANDSHAKE_IVL, 2000)
+    socket.setsockopt(zmq.HEARTBEAT_IVL, 1000)
+    socket.setsockopt(zmq.HEARTBEAT_TIMEOUT, 4000)
+    socket.setsockopt(zmq.CONNECT_TIMEOUT, 3000)
+    socket.setsockopt(zmq.RECONNECT_IVL, 50)
+    socket.setsockopt(zmq.RECONNECT_IVL_MAX, 1000)
+    socket.setsockopt(zmq.BACKLOG, 128)
+
+
+def advertised(socket: zmq.Socket[bytes], host: str | None) -> str:
+    """Gives the address peers shall use for a bound socket.
+
+    Args:
+        socket: Bound to a TCP address.
+        host: Name or address to tell instead of the bound one, needed where that is 0.0.0.0.
+    """
+    endpoint = socket.getsockopt_string(zmq.LAST_ENDPOINT)
+    bound, port = endpoint.removeprefix("tcp://").rsplit(":", 1)
+    if host is None and bound in ("0.0.0.0", "[::]"):
+        host = stdlib_socket.gethostname()
+    return f"tcp://{host or bound}:{port}"
+
+
+def bind(socket: zmq.Socket[bytes], address: str) -> None:
+    """Binds a socket.
+
+    Raises:
+        NetworkError: The address is in use, not one of this host's, or no address at all.
+    """
+    try:
+        socket.bind(address)
+    except zmq.ZMQError as error:
+        socket.close(linger=0)
+        hint = "choose another port, or 0 for any free one" if error.errno == zmq.EADDRINUSE else "is it an address of this host?"
+        raise NetworkError(f"cannot bind {address}: {error.strerror}; {hint}") from error
+
+
+class Inbox:
+    """The PULL socket of a role: messages in, whole tasks out.
+
+    Args:
+        context: The role's own zmq context.
+        address: Where to bind, such as `tcp://127.0.0.1:*`.
+        max_tensor_bytes: Tensors that claim more are refused.
+        advertise: Host to tell to peers instead of the bound one.
+    """
+
+    def __init__(self, context: zmq.Context[zmq.Socket[bytes]], address: str, max_tensor_bytes: int, advertise: str | None = None) -> None:
+        self.socket = context.socket(zmq.PULL)
+        configure(self.socket, MAX_MESSAGE, HIGH_WATER_MARK)
+        bind(self.socket, address)
+        self.endpoint = advertised(self.socket, advertise)
+        self.pool = BufferPool()
+        self.limit = max_tensor_bytes
+        self.received_bytes = 0
+        self.rejected = 0
+        self._assembly = Assembly(self.pool)
+
+    def receive(self) -> tuple[Header, Task | None] | None:
+        """Takes one message if there is one.
+
+        Returns:
+            None when nothing waits; else the header (its credit is valid for every message) and the task when it is whole.
+
+        Raises:
+            RemoteProtocolError: The message is not what the protocol allows. It is gone, and counted.
+        """
+        try:
+            first = self.socket.recv(zmq.DONTWAIT)
+        except zmq.Again:
+            return None
+        try:
+            return self._read(first)
+        except RemoteProtocolError:
+            self.rejected += 1
+            raise
+        finally:
+            while self.socket.rcvmore:  # never leave the rest of a message for the next one
+                self.socket.recv()
+
+    def _read(self, first: bytes) -> tuple[Header, Task | None]:
+        header = parse(first, self.limit)
+        self.received_bytes += len(first) + header.size
+        if header.dtype is None:
+            return header, header.task
+        if not self.socket.rcvmore:
+            raise RemoteProtocolError(f"{header.task}: header without its chunk")
+        place = self._assembly.place(header)
+        try:
+            if header.codec == NONE.number:
+                size = self.socket.recv_into(place)
+                if size != header.size:  # recv_into truncates in silence
+                    raise RemoteProtocolError(f"{header.task}: chunk has {size} bytes, its header says {header.size}")
+            else:
+                frame = self.socket.recv(copy=False)
+                if len(frame.buffer) != header.size:
+                    raise RemoteProtocolError(f"{header.task}: chunk has {len(frame.buffer)} bytes, its header says {header.size}")
+                by_number(header.codec).unpack_into(frame.buffer, place)
+        except RemoteProtocolError:
+            self._assembly.drop(header)
+            raise
+        return header, self._assembly.finish(header)
+
+    def close(self) -> None:
+        """Closes the socket; what has not been received is dropped."""
+        self.socket.close(linger=0)
+
+
+class Link:
+    """The PUSH socket to one peer, with its outbox.
+
+    Args:
+        context: The role's own zmq context.
+        name: Place name of the peer.
+        endpoint: Address of its PULL.
+        outbox: Queue and credits.
+    """
+
+    def __init__(self, context: zmq.Context[zmq.Socket[bytes]], name: str, endpoint: str, outbox: Outbox) -> None:
+        self.name = name
+        self.outbox = outbox
+        self.sent_bytes = 0
+        self.socket = context.socket(zmq.PUSH)
+        configure(self.socket, MAX_MESSAGE, HIGH_WATER_MARK)
+        self.monitor = self.socket.get_monitor_socket(zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED)
+        self.socket.connect(endpoint)
+        self._unsent: Message | None = None
+
+    @property
+    def blocked(self) -> bool:
+        """True when a message waits for room in the socket."""
+        return self._unsent is not None
+
+    def send(self, task: Task) -> None:
+        """Queues a task and sends what the socket takes at once."""
+        self.outbox.push(task)
+        self.flush()
+
+    def flush(self) -> None:
+        """Sends until the outbox is empty or the socket is full. Never blocks."""
+        while True:
+            message = self._unsent or self.outbox.next()
+            if message is None:
+                return
+            header, chunk = message
+            try:
+                self.socket.send(header, zmq.DONTWAIT if chunk is None else zmq.DONTWAIT | zmq.SNDMORE)
+            except zmq.Again:
+                self._unsent = message
+                return
+            self._unsent = None
+            self.sent_bytes += len(header)
+            if chunk is not None:
+                # The second frame of a message is always taken. copy=False: libzmq reads the tensor's own memory and
+                # holds a reference to it until it has.
+                self.socket.send(chunk, copy=False)
+                self.sent_bytes += len(chunk)
+
+    def broken(self) -> bool:
+        """Tells whether the connection was lost since the last call."""
+        lost = False
+        while self.monitor.poll(0):
+            lost |= recv_monitor_message(self.monitor)["event"] == zmq.EVENT_DISCONNECTED
+        return lost
+
+    def close(self, linger_s: float = 0.0) -> None:
+        """Closes the socket after at most `linger_s` seconds for what it still holds."""
+        self.socket.disable_monitor()
+        self.monitor.close(linger=0)  # or context.term would wait for it for ever
+        self.socket.close(linger=int(linger_s * 1000))

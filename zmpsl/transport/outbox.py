@@ -1,0 +1,110 @@
+"""What waits to be sent to one peer, and how much may be under way: byte credits per owner. No socket in here.
+
+Each side of a link grants the other `credit_bytes` per data owner. A sender takes them when a tensor starts to travel;
+the receiver gives them back when its role has used the tensor up. They ride on the next message that goes the other
+way for this owner, or in a CREDIT task of their own when nothing goes, so neither side can ever be flooded:
+
+    sender    used[owner] + nbytes <= credit_bytes, or used[owner] == 0     (one tensor larger than all credit may go)
+    receiver  holds at most that much for an owner, whatever its speed
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict, deque
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+
+from zmpsl.codecs import Codec
+from zmpsl.transport.task import Op, Task
+from zmpsl.transport.wire import messages
+
+__all__ = ["Message", "Outbox"]
+
+Message = tuple[bytes, memoryview | bytes | None]
+
+
+class Outbox:
+    """Queue and credits of one directed link.
+
+    Args:
+        sender: Our place code, put into every task.
+        codec: Gives the codec for a kind of task on this link.
+        credit_bytes: Most bytes under way per owner.
+    """
+
+    def __init__(self, sender: int, codec: Callable[[Op], Codec], credit_bytes: int) -> None:
+        self._sender = sender
+        self._codec = codec
+        self._credit_bytes = credit_bytes
+        self._used: dict[int, int] = defaultdict(int)
+        self._owed: dict[int, int] = defaultdict(int)
+        self._held: dict[int, deque[Task]] = {}
+        self._ready: deque[Task] = deque()
+        self._current: Iterator[Message] | None = None
+        self.plan = 0
+
+    def __bool__(self) -> bool:
+        """True when something could be sent now."""
+        return self._current is not None or bool(self._ready)
+
+    @property
+    def held(self) -> int:
+        """Number of tasks that wait for credit."""
+        return sum(map(len, self._held.values()))
+
+    def push(self, task: Task) -> None:
+        """Queues a task; it is held back while its owner has no credit."""
+        task = replace(task, sender=self._sender)
+        self.plan = task.plan
+        waiting = self._held.get(task.owner)
+        if waiting is not None:
+            waiting.append(task)  # never overtakes what this owner already waits to send
+        elif self._fits(task):
+            self._admit(task)
+        else:
+            self._held[task.owner] = deque([task])
+
+    def grant(self, owner: int, nbytes: int) -> None:
+        """Takes credit back from the peer, and lets go what waited for it."""
+        self._used[owner] = max(0, self._used[owner] - nbytes)
+        waiting = self._held.get(owner)
+        while waiting and self._fits(waiting[0]):
+            self._admit(waiting.popleft())
+        if waiting is not None and not waiting:
+            del self._held[owner]
+
+    def owe(self, owner: int, nbytes: int) -> None:
+        """Notes that the peer gets credit back: we have used up what it sent for this owner."""
+        if nbytes:
+            self._owed[owner] += nbytes
+            if 2 * self._owed[owner] >= self._credit_bytes:
+                self._give_back(owner)
+
+    def give_back_all(self) -> None:
+        """Sends all credit that is owed; called when there is nothing else to do."""
+        for owner in list(self._owed):
+            self._give_back(owner)
+
+    def next(self) -> Message | None:
+        """Gives the next message to put on the wire, None when there is none."""
+        while True:
+            if self._current is not None:
+                message = next(self._current, None)
+                if message is not None:
+                    return message
+                self._current = None
+            if not self._ready:
+                return None
+            task = self._ready.popleft()
+            self._current = messages(task, self._codec(task.op), self._owed.pop(task.owner, 0))
+
+    def _fits(self, task: Task) -> bool:
+        used = self._used[task.owner]
+        return used == 0 or used + task.nbytes <= self._credit_bytes
+
+    def _admit(self, task: Task) -> None:
+        self._used[task.owner] += task.nbytes
+        self._ready.append(task)
+
+    def _give_back(self, owner: int) -> None:
+        self._ready.append(Task(Op.CREDIT, self.plan, owner, 0, sender=self._sender))

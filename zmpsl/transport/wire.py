@@ -1,0 +1,186 @@
+"""Task <-> bytes: one fixed header per message, payloads in chunks of at most 1 MiB.
+
+A task without a tensor is one frame, its header. A task with a tensor is one ZeroMQ message per chunk, each of two
+frames: header and chunk. Every header carries the whole task, so each message can be checked on its own.
+
+    offset  size  field
+         0     2  magic b"zP"
+         2     1  version of this layout
+         3     1  op
+         4     1  codec of this chunk
+         5     1  dtype (0: no tensor; else position in task.DTYPES plus 1)
+         6     1  number of dimensions, at most 8
+         7     1  zero
+         8    20  plan, owner, round, epoch, batch         5 x uint32
+        28     6  micro, micros, sender                    3 x uint16
+        34     2  zero
+        36    16  count, credit                            2 x uint64
+        52    16  total bytes of the tensor, offset of this chunk in it, unpacked   2 x uint64
+        68     8  bytes of this chunk unpacked, packed     2 x uint32
+        76    64  dimensions                               8 x uint64
+       140     4  CRC-32 of the 140 bytes before
+
+Numbers are little-endian. Chunks are cut at multiples of 1 MiB and come in order on one connection.
+Why chunks: the receiver's memory is bounded before it reads (MAXMSGSIZE), heartbeats pass between them on slow links,
+and libzmq's allocator keeps its pages (docs/protocol.md tells the measurements).
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator
+from typing import NamedTuple
+from zlib import crc32
+
+import numpy as np
+
+from zmpsl.codecs import CODECS, NONE, Codec
+from zmpsl.errors import LocalProtocolError, RemoteProtocolError
+from zmpsl.transport.task import DTYPES, Op, Task
+
+__all__ = ["CHUNK", "HEADER_BYTES", "MAX_DIMS", "MAX_MESSAGE", "Header", "messages", "parse", "payload_bytes"]
+
+CHUNK = 1 << 20
+MAX_DIMS = 8
+VERSION = 1
+MAGIC = b"zP"
+OWNER_SENDER = 0xFFFF
+
+_BODY = struct.Struct(f"<2sBBBBBB IIIII HHHH QQ QQ II {MAX_DIMS}Q")
+_CRC = struct.Struct("<I")
+HEADER_BYTES = _BODY.size + _CRC.size
+# What libzmq may accept in one frame: a chunk and room for a header.
+MAX_MESSAGE = CHUNK + 4096
+
+_NO_DIMS = (0,) * MAX_DIMS
+_OPS = {int(op): op for op in Op}
+_DTYPE_CODES = {dtype: code for code, dtype in enumerate(DTYPES, 1)}
+
+
+class Header(NamedTuple):
+    """One parsed and checked header.
+
+    Attributes:
+        task: The task without its tensor.
+        codec: Number of the chunk's codec.
+        dtype: The tensor's dtype, None without a tensor.
+        shape: The tensor's shape.
+        credit: Bytes the sender gives back to us for this owner.
+        total: Bytes of the whole tensor.
+        offset: Where this chunk starts in it.
+        raw: Bytes of this chunk, unpacked.
+        size: Bytes of this chunk as sent.
+    """
+
+    task: Task
+    codec: int
+    dtype: np.dtype[np.generic] | None
+    shape: tuple[int, ...]
+    credit: int
+    total: int
+    offset: int
+    raw: int
+    size: int
+
+
+def payload_bytes(task: Task) -> memoryview:
+    """Gives the tensor's own bytes, without a copy.
+
+    Raises:
+        LocalProtocolError: The tensor is not C-contiguous, or its dtype cannot travel.
+    """
+    tensor = task.tensor
+    if tensor is None:
+        return memoryview(b"")
+    if not tensor.flags.c_contiguous:
+        raise LocalProtocolError(f"{task}: tensor with strides {tensor.strides} is not C-contiguous")
+    if tensor.dtype not in _DTYPE_CODES or tensor.ndim > MAX_DIMS:
+        raise LocalProtocolError(f"{task}: dtype {tensor.dtype} with {tensor.ndim} dimensions cannot travel")
+    return memoryview(tensor.reshape(-1).view(np.uint8))
+
+
+def messages(task: Task, codec: Codec, credit: int) -> Iterator[tuple[bytes, memoryview | bytes | None]]:
+    """Gives a task's messages one after the other, packed when they are asked for.
+
+    Args:
+        task: What to send; its tensor is read, never written.
+        codec: How to pack; a chunk that would not get smaller travels as it is.
+        credit: Bytes given back to the receiver for this owner, told once, in the first message.
+
+    Yields:
+        Header and chunk of each message; the chunk is None for a task without a tensor.
+
+    Raises:
+        LocalProtocolError: The tensor cannot travel.
+    """
+    if task.tensor is None:
+        yield _header(task, 0, 0, (), credit, 0, 0, 0, 0), None
+        return
+    data = payload_bytes(task)
+    code, shape, total = _DTYPE_CODES[task.tensor.dtype], task.tensor.shape, len(data)
+    for offset in range(0, max(total, 1), CHUNK):
+        chunk = data[offset : offset + CHUNK]
+        packed = None if codec is NONE else codec.pack(chunk)
+        number, body = (NONE.number, chunk) if packed is None else (codec.number, packed)
+        yield _header(task, number, code, shape, credit, total, offset, len(chunk), len(body)), body
+        credit = 0
+
+
+def _header(
+    task: Task, codec: int, dtype: int, shape: tuple[int, ...], credit: int, total: int, offset: int, raw: int, size: int
+) -> bytes:
+    dims = (*shape, *_NO_DIMS[len(shape) :])
+    body = _BODY.pack(
+        MAGIC, VERSION, task.op, codec, dtype, len(shape), 0,
+        task.plan, task.owner, task.round, task.epoch, task.batch, task.micro, task.micros, task.sender, 0,
+        task.count, credit, total, offset, raw, size, *dims,
+    )  # fmt: skip
+    return body + _CRC.pack(crc32(body))
+
+
+def parse(data: bytes, limit: int) -> Header:
+    """Reads and checks a header. Nothing of it is believed before it has been checked.
+
+    Args:
+        data: The first frame of a message.
+        limit: The most bytes a tensor may have.
+
+    Returns:
+        The header.
+
+    Raises:
+        RemoteProtocolError: Anything in it is not as this module writes it.
+    """
+    if len(data) != HEADER_BYTES:
+        raise RemoteProtocolError(f"a header has {HEADER_BYTES} bytes, this frame {len(data)}")
+    (magic, version, op, codec, dtype, ndim, zero, plan, owner, round_, epoch, batch, micro, micros, sender, zero2,
+     count, credit, total, offset, raw, size, *dims) = _BODY.unpack_from(data)  # fmt: skip
+    if magic != MAGIC or version != VERSION:
+        raise RemoteProtocolError(f"header with magic {magic!r} version {version}, expected {MAGIC!r} version {VERSION}")
+    if _CRC.unpack_from(data, _BODY.size)[0] != crc32(data[: _BODY.size]):
+        raise RemoteProtocolError("header checksum does not match")
+    if op not in _OPS or codec >= len(CODECS) or dtype > len(DTYPES) or ndim > MAX_DIMS or zero or zero2 or micro >= micros:
+        raise RemoteProtocolError(f"header with op {op} codec {codec} dtype {dtype} ndim {ndim} micro {micro} of {micros}")
+    kind = DTYPES[dtype - 1] if dtype else None
+    shape = tuple(dims[:ndim])
+    _check_sizes(kind, shape, any(dims[ndim:]), total, offset, raw, size, codec, limit)
+    task = Task(_OPS[op], plan, owner, round_, epoch, batch, micro, micros, count, sender)
+    return Header(task, codec, kind, shape, credit, total, offset, raw, size)
+
+
+def _check_sizes(
+    kind: np.dtype[np.generic] | None, shape: tuple[int, ...], stray_dims: bool,
+    total: int, offset: int, raw: int, size: int, codec: int, limit: int,
+) -> None:  # fmt: skip
+    expected = kind.itemsize if kind is not None else 0
+    for dim in shape:  # Python integers cannot overflow
+        expected *= dim
+    if stray_dims or (kind is None and shape) or total != expected:
+        raise RemoteProtocolError(f"tensor of shape {shape} dtype {kind} has {expected} bytes, header says {total}")
+    if total > limit:
+        raise RemoteProtocolError(f"tensor of {total} bytes is over the limit of {limit} (network.max_tensor_bytes)")
+    if offset % CHUNK or raw != min(CHUNK, total - offset) or (offset >= total and total):
+        raise RemoteProtocolError(f"chunk of {raw} bytes at {offset} does not fit a tensor of {total}")
+    # A packed chunk is always smaller than the chunk; an unpacked one has its size.
+    if (codec == NONE.number and size != raw) or (codec != NONE.number and not 0 < size < raw):
+        raise RemoteProtocolError(f"chunk of {raw} bytes says it travels as {size} with codec {codec}")
