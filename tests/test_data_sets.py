@@ -14,8 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from zmpsl.data import Samples, Split, load, sets
-from zmpsl.data.augment import augment
+from zmpsl.data import Samples, Split, load
 from zmpsl.data.cifar_python import read_python_batch
 from zmpsl.data.idx import IDX_FILES
 from zmpsl.errors import DataError
@@ -50,7 +49,10 @@ def records(labels, pixels=PIXELS, coarse=None):
 
 def python2_batch(pixels, labels, key=b"labels", by_columns=False):
     """A batch file as Python 2's cPickle wrote the original ones, opcode by opcode."""
-    short = lambda text: b"U" + bytes([len(text)]) + text  # noqa: E731
+
+    def short(text):
+        return b"U" + bytes([len(text)]) + text
+
     data = pixels.tobytes(order="F" if by_columns else "C")
     return b"".join([
         b"\x80\x02}q\x01(", short(b"batch_label"), b"q\x02", short(b"training batch 1 of 5"), b"q\x03",
@@ -139,28 +141,6 @@ def test_samples_are_read_only_and_badly_fitting_ones_are_refused():
         Split(samples, samples, 3)
     with pytest.raises(DataError, match="differ"):
         Split(samples, Samples(np.zeros((4, 2), np.float32), y), 4)
-
-
-def test_augment_equals_a_plain_loop_over_the_documented_draws():
-    images = RNG.integers(1, 256, (50, 3, 9, 7), dtype=np.uint8)
-    rng = np.random.default_rng(3)
-    offsets, flips = rng.integers(0, 9, size=(50, 2)), rng.random(50) < 0.5
-    result = augment(images, np.random.default_rng(3))
-    assert result.flags.c_contiguous
-    assert 0 < flips.sum() < 50
-    for image, crop, (top, left), flip in zip(images, result, offsets, flips, strict=True):
-        padded = np.zeros((3, 17, 15), np.uint8)
-        padded[:, 4:13, 4:11] = image
-        wanted = padded[:, top : top + 9, left : left + 7]
-        assert np.array_equal(crop, wanted[:, :, ::-1] if flip else wanted)
-
-
-def test_augmentation_pads_with_black_pixels_before_normalising():
-    samples = Samples(np.full((64, 1, 8, 8), 255, np.uint8), np.zeros(64, np.int64), (0.5,), (0.25,))
-    inputs, _ = samples.batch(np.arange(64), np.random.default_rng(1))
-    assert set(np.unique(inputs)) == {np.float32(-2), np.float32(2)}
-    with pytest.raises(DataError, match="augment"):
-        Samples(np.zeros((2, 5), np.int64), np.zeros(2, np.int64)).batch(np.arange(2), np.random.default_rng(1))
 
 
 @pytest.mark.parametrize("sub", [".", "MNIST/raw"])
@@ -345,7 +325,7 @@ def test_synthetic_follows_the_seed_and_has_the_shape_asked_for():
     assert not np.array_equal(load(data, 2).train.inputs, split.train.inputs)
 
 
-def test_limits_keep_the_first_samples_of_any_data_set(tmp_path):
+def test_limits_keep_the_first_samples_of_any_data_set():
     split = load(Data(args={"limit": 7, "test_limit": 10_000}), 0)
     assert (len(split.train), len(split.test)) == (7, 359)
     assert np.array_equal(split.train.inputs, load(Data(), 0).train.inputs[:7])
@@ -394,17 +374,6 @@ def test_a_function_of_the_users_own_is_called_with_dir_and_args(tmp_path, monke
     ):
         with pytest.raises(DataError, match=message):
             load(Data(name=name, dir="here", args=args), 0)
-
-
-def test_a_download_is_made_only_when_asked_for_and_files_are_missing(tmp_path, monkeypatch):
-    calls = []
-    monkeypatch.setattr(sets, "fetch", lambda name, folder: calls.append((name, mnist_folder(folder))))
-    with pytest.raises(DataError, match="did not find"):
-        load(Data(name="mnist", dir=str(tmp_path / "x")), 0)
-    for _ in range(2):
-        assert len(load(Data(name="mnist", dir=str(tmp_path / "x"), download=True), 0).train) == 6
-    assert calls == [("mnist", str(tmp_path / "x"))]
-    load(Data(download=True), 0)  # digits have nothing to fetch
 
 
 def test_the_data_room_loads_neither_torch_nor_zmq_nor_scikit_learn():

@@ -11,7 +11,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import numpy as np
 import pytest
 
-from zmpsl.data import download, load
+from zmpsl.data import download, load, sets
 from zmpsl.data.download import SOURCES, Remote, Source, fetch, fetch_source
 from zmpsl.errors import DataError
 from zmpsl.job.schema import Data
@@ -243,6 +243,19 @@ def test_an_archive_gives_its_expected_members_and_nothing_else(server, tmp_path
     assert len(load(Data(name="cifar10", dir=str(folder)), 0).train) == 1
     assert fetch_source(source, folder) == []
     assert len(server.log) == 1
+
+
+def test_load_fetches_only_when_asked_to_and_only_what_is_missing(server, tmp_path, monkeypatch):
+    server.files["c.tar.gz"] = archive = tar_gz(**dict.fromkeys(MEMBERS, RECORD))
+    source = one(server, archive, "c.tar.gz", members=MEMBERS)
+    monkeypatch.setattr(sets, "fetch", lambda name, folder: fetch_source(source, folder))
+    with pytest.raises(DataError, match=r"did not find .* or set data.download: true"):
+        load(Data(name="cifar10", dir=str(tmp_path)), 0)
+    assert server.log == []
+    for _ in range(2):
+        assert len(load(Data(name="cifar10", dir=str(tmp_path), download=True), 0).test) == 1
+    assert len(server.log) == 1
+    load(Data(name="digits", download=True), 0)  # comes with scikit-learn: nothing to fetch
 
 
 def test_an_archive_put_there_by_hand_is_unpacked_without_a_network(server, tmp_path):

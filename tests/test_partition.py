@@ -1,4 +1,4 @@
-"""Who owns which samples, what an owner tests on, and in which order its batches come."""
+"""Who owns which samples, what an owner tests on, in which order its batches come and how they are augmented."""
 
 import numpy as np
 import pytest
@@ -6,6 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from zmpsl.data import OwnerData, Samples, Split, owner_data, partition
+from zmpsl.data.augment import augment
 from zmpsl.errors import DataError
 from zmpsl.job.schema import Data, Evaluate, Partition
 from zmpsl.randomness import generator
@@ -167,3 +168,25 @@ def test_drop_last_never_leaves_an_owner_without_a_batch():
     with pytest.raises(DataError, match="owner 2 has 10 training samples, fewer than batch_size 11"):
         data.batches(1, 2, 0, 0, 11, drop_last=True)
     assert len(data.batches(1, 2, 0, 0, 10, drop_last=True)) == 1
+
+
+def test_augment_equals_a_plain_loop_over_the_documented_draws():
+    images = np.random.default_rng(2).integers(1, 256, (50, 3, 9, 7), dtype=np.uint8)
+    rng = np.random.default_rng(3)
+    offsets, flips = rng.integers(0, 9, size=(50, 2)), rng.random(50) < 0.5
+    result = augment(images, np.random.default_rng(3))
+    assert result.flags.c_contiguous
+    assert 0 < flips.sum() < 50
+    for image, crop, (top, left), flip in zip(images, result, offsets, flips, strict=True):
+        padded = np.zeros((3, 17, 15), np.uint8)
+        padded[:, 4:13, 4:11] = image
+        wanted = padded[:, top : top + 9, left : left + 7]
+        assert np.array_equal(crop, wanted[:, :, ::-1] if flip else wanted)
+
+
+def test_augmentation_pads_with_black_pixels_before_normalising():
+    samples = Samples(np.full((64, 1, 8, 8), 255, np.uint8), np.zeros(64, np.int64), (0.5,), (0.25,))
+    inputs, _ = samples.batch(np.arange(64), np.random.default_rng(1))
+    assert set(np.unique(inputs)) == {np.float32(-2), np.float32(2)}
+    with pytest.raises(DataError, match="augment"):
+        Samples(np.zeros((2, 5), np.int64), np.zeros(2, np.int64)).batch(np.arange(2), np.random.default_rng(1))

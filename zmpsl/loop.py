@@ -177,9 +177,13 @@ class Node:
             return not self._thread.is_alive()
         return self.state is State.CLOSED
 
+    def ask_to_stop(self) -> None:
+        """Asks the loop to end, and returns at once; may be called from anywhere, a signal handler too."""
+        self._asked_to_stop.set()
+
     def stop(self, timeout_s: float = 5.0) -> bool:
         """Asks the loop to end, tells the manager, and waits; False when it is not done within the time."""
-        self._asked_to_stop.set()
+        self.ask_to_stop()
         return self.drain(timeout_s)
 
     def close(self) -> None:

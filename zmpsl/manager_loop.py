@@ -94,9 +94,13 @@ class ManagerNode:
             return not self._thread.is_alive()
         return self.state is State.CLOSED
 
+    def ask_to_stop(self) -> None:
+        """Asks the loop to end, and returns at once; may be called from anywhere, a signal handler too."""
+        self._asked_to_stop.set()
+
     def stop(self, timeout_s: float = 10.0) -> bool:
         """Ends the run for everybody and waits; False when it is not done within the time."""
-        self._asked_to_stop.set()
+        self.ask_to_stop()
         return self.drain(timeout_s)
 
     def close(self) -> None:

@@ -128,7 +128,7 @@ def _opcodes(content: bytes) -> Iterator[tuple[str, Any, int]]:
         opcode = _OPCODES.get(code)
         if opcode is None:
             known = next((other.name for other in pickletools.opcodes if other.code == code.decode("latin-1")), None)
-            what = f"opcode {known or code!r}, which has no place in such a file," if code else "no end"
+            what = f"opcode {known or hex(code[0])}, which has no place in such a file," if code else "no end"
             raise _RefusedError(f"{what} at byte {position}")
         argument = None
         try:
@@ -190,7 +190,7 @@ def _step(stack: list[Any], name: str, argument: Any) -> None:
         _top(stack, dict).update(_pairs(items))
     elif name == "GLOBAL":
         if argument not in _NAMES:
-            raise _RefusedError(f"the name {argument!r}, which has no place in such a file,")
+            raise _RefusedError(f"the name {argument[:80]!r}, which has no place in such a file,")
         stack.append(_Name(_NAMES[argument]))
     elif name == "BUILD":
         (state,) = _pop(stack, 1)

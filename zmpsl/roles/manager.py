@@ -17,8 +17,9 @@ from pathlib import Path
 
 
 from zmpsl import __version__
-from zmpsl.checkpoint import Record, write_index, write_record
+from zmpsl.checkpoint import Record, write_index, write_record, write_text
 from zmpsl.errors import JobError, JoinError, PeerLostError, RemoteProtocolError, ZmpslError
+from zmpsl.job.load import dump_job
 from zmpsl.job.schema import Job
 from zmpsl.messages import (
     PROTOCOL, Begin, Committed, Describe, Described, Evaluate, Evaluated, Finish, FromManager, Join, Leave, Ping, Prepared,
@@ -84,6 +85,8 @@ class Manager:
         self._since: float | None = None
         self._pinged_at = 0.0
         self._digests: dict[str, str] = {}
+        if self.folder is not None:
+            self.board.log_to(self.folder)
 
     # -- what a driver calls ------------------------------------------------------------------------------------------
 
@@ -241,6 +244,7 @@ class Manager:
             return
         self.job = job
         self._since = None
+        yield Tell(who, Welcome(place="", job=job))
         known = {place for role in ("compute", "owner", AGGREGATOR) for place in self._places(role)}
         for member in [m for m in self._members.values() if m.place not in known]:
             del self._members[member.identity]
@@ -283,6 +287,7 @@ class Manager:
         self.record.job = self.job
         if self.folder is not None:
             write_record(self.folder, self.record)
+            write_text(self.folder / "job.yaml", dump_job(self.job).encode())
             self.board.log_to(self.folder)
         self.board.planned(self.plan)
         self.phase = Phase.BUILDING

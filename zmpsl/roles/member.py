@@ -31,9 +31,13 @@ class Member:
     Args:
         runs: Folder in which the run's folder lies or is made; None keeps nothing on disk.
         place: Place wanted, empty for any.
+
+    Attributes:
+        own_process: Set by programs that run one role per process; then the job's `threads` is set for torch.
     """
 
     role = "member"
+    own_process = False
 
     def __init__(self, runs: Path | None = None, place: str = "") -> None:
         self.place = place
@@ -158,8 +162,12 @@ class Member:
         Raises:
             JoinError: The fingerprints differ.
         """
+        import torch
+
         from zmpsl.engine.build import summarise
 
+        if self.own_process:
+            torch.set_num_threads(plan.job.threads)
         ours = summarise(plan.job.model)
         if fingerprint(ours) == fingerprint(plan.blocks):
             return

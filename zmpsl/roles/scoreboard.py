@@ -34,7 +34,8 @@ class Scoreboard:
 
     def log_to(self, folder: Path) -> None:
         """Writes all events to the run's metrics.jsonl from now on."""
-        self._log = EventLog(folder / "metrics.jsonl")
+        if self._log is None:
+            self._log = EventLog(folder / "metrics.jsonl")
 
     def planned(self, plan: Plan) -> None:
         """Tells the plan, and leaves the resolved job in the run's folder."""

@@ -1,0 +1,26 @@
+"""Fixtures for the whole suite."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """Folder with real data sets; tests that need it are skipped where it is not."""
+    folder = Path(os.environ.get("ZMPSL_DATA", Path(__file__).parents[2] / "shared" / "data"))
+    if not folder.is_dir():
+        pytest.skip(f"real data are neither at $ZMPSL_DATA nor at {folder}")
+    return folder
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_thread() -> Iterator[None]:
+    """Bitwise comparisons need one thread on both sides."""
+    torch.set_num_threads(1)
+    yield

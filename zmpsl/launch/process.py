@@ -1,0 +1,93 @@
+"""One role in a process of its own, as `zmpsl run` starts them."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import sys
+from collections.abc import Callable
+from importlib import import_module
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from zmpsl.errors import ZmpslError
+
+if TYPE_CHECKING:
+    from zmpsl.roles.member import Member
+
+__all__ = ["guarded", "make_member", "manager_process", "member_process", "quiet_signals"]
+
+_CLASSES = {
+    "aggregator": ("zmpsl.roles.aggregator", "Aggregator"),
+    "compute": ("zmpsl.roles.compute", "ComputeNode"),
+    "owner": ("zmpsl.roles.owner", "DataOwner"),
+}
+
+
+def make_member(role: str, runs: Path | None, place: str = "", data_dir: Path | None = None) -> Member:
+    """Makes the role for a process of its own; imports only what that role needs."""
+    module, name = _CLASSES[role]
+    kind = getattr(import_module(module), name)
+    member: Member = kind(runs, place, data_dir) if role == "owner" else kind(runs, place)
+    member.own_process = True
+    return member
+
+
+def quiet_signals(stop: Callable[[], object]) -> None:
+    """Makes SIGTERM ask for an orderly end; Ctrl-C is left to whoever started us."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda _number, _frame: stop())
+
+
+def guarded(what: Callable[[], None]) -> int:
+    """Runs a role; gives the exit code, and says on stderr what went wrong."""
+    try:
+        what()
+    except ZmpslError as error:
+        print(f"zmpsl: {error}", file=sys.stderr, flush=True)
+        return error.exit_code
+    return 0
+
+
+def manager_process(runs: Path, run: str, resume: bool, ready: Connection) -> None:
+    """The manager, with the job of the run's folder; tells its address through `ready`."""
+    from zmpsl.checkpoint import read_record
+    from zmpsl.job import load_job
+    from zmpsl.manager_loop import ManagerNode
+    from zmpsl.roles.manager import Manager
+
+    def work() -> None:
+        manager = Manager(runs, load_job(runs / run / "job.yaml"), run, read_record(runs / run) if resume else None)
+        node = ManagerNode(manager)
+        quiet_signals(node.ask_to_stop)
+        ready.send(node.endpoint)
+        ready.close()
+        node.run()
+
+    _log_to(runs / run, "manager")
+    sys.exit(guarded(work))
+
+
+def member_process(role: str, runs: Path, run: str, place: str, endpoint: str) -> None:
+    """A compute node, data owner or aggregator."""
+    from zmpsl.loop import Node
+
+    def work() -> None:
+        node = Node(make_member(role, runs, place), endpoint)
+        quiet_signals(node.ask_to_stop)
+        node.run()
+
+    _log_to(runs / run, place)
+    sys.exit(guarded(work))
+
+
+def _log_to(folder: Path, name: str) -> None:
+    """Sends this process's output to the run's log folder."""
+    (folder / "logs").mkdir(parents=True, exist_ok=True)
+    file = os.open(folder / "logs" / f"{name}.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    os.dup2(file, 1)
+    os.dup2(file, 2)
+    os.close(file)
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")

@@ -1,0 +1,76 @@
+"""Hands a job to a waiting manager, as a data owner's operator does, and can watch the run."""
+
+from __future__ import annotations
+
+import os
+import socket
+import time
+from collections.abc import Callable
+
+import zmq
+
+from zmpsl import __version__
+from zmpsl.errors import NetworkError, error_for
+from zmpsl.job.schema import Job
+from zmpsl.loop import check_address
+from zmpsl.messages import Committed, Finish, FromManager, Join, Leave, Publish, Refused, Submit, Welcome
+from zmpsl.transport.control import ControlClient
+
+__all__ = ["submit"]
+
+
+def submit(job: Job, manager: str, *, watch: bool, unprotected: bool, tell: Callable[[str], object], reach_s: float = 10.0) -> None:
+    """Submits a job.
+
+    Args:
+        job: The job.
+        manager: The manager's address.
+        watch: Stay until the run is over.
+        unprotected: Allows addresses other than loopback.
+        tell: Called with a line for a person now and then.
+        reach_s: How long to wait for the manager's answer.
+
+    Raises:
+        NetworkError: The manager does not answer.
+        ZmpslError: The manager refused the job, or (with `watch`) the run failed.
+    """
+    check_address(manager, unprotected)
+    context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+    client = ControlClient(context, manager)
+    try:
+        client.send(Join(role="observer", version=__version__, host=socket.gethostname(), pid=os.getpid()))
+        client.send(Submit(job=job))
+        accepted = False
+        deadline = time.monotonic() + reach_s
+        while True:
+            client.socket.poll(100)
+            while (message := client.receive()) is not None:
+                if isinstance(message, Welcome) and message.job == job and not accepted:
+                    accepted = True
+                    tell(f"job {job.name} accepted by the manager at {manager}")
+                    if not watch:
+                        return
+                if _over(message, tell):
+                    return
+            if not accepted and time.monotonic() > deadline:
+                raise NetworkError(f"the manager at {manager} has not answered for {reach_s:g} s; is it running, and is the address right?")
+    finally:
+        client.send(Leave())
+        client.close(0.5)
+        context.term()
+
+
+def _over(message: FromManager, tell: Callable[[str], object]) -> bool:
+    match message:
+        case Refused():
+            raise error_for(message.exit_code, message.text)
+        case Publish():
+            tell(f"plan {message.plan.version}: {len(message.plan.owners)} owners, {len(message.plan.nodes)} compute nodes, cuts {list(message.plan.bounds[1:-1])}")
+        case Committed():
+            tell(f"round {message.round + 1} committed")
+        case Finish():
+            if message.exit_code:
+                raise error_for(message.exit_code, message.text)
+            tell(message.text)
+            return True
+    return False
