@@ -111,7 +111,7 @@ def test_digits_hold_every_fifth_sample_for_test_whatever_the_seed():
 
 
 def test_digits_without_scikit_learn_say_what_to_install(monkeypatch):
-    monkeypatch.setitem(sys.modules, "sklearn.datasets", None)
+    monkeypatch.setitem(sys.modules, "sklearn", None)
     with pytest.raises(DataError, match=r"pip install zmpsl\[digits\]"):
         load(Data(), 0)
 

@@ -89,6 +89,29 @@ def test_dirichlet_is_skewed_for_a_small_alpha_and_even_for_a_large_one():
     assert largest_label_share(0.1) > 0.35 > 0.2 > largest_label_share(1000)
 
 
+def test_dirichlet_shuffles_each_label_before_cutting_it():
+    parts = partition(LABELS, 5, Partition(kind="dirichlet", alpha=1000), 3)
+    zeros = np.flatnonzero(LABELS == 0)
+    for part in parts:  # without a shuffle, an owner's samples of one label would all stand side by side
+        ranks = np.searchsorted(zeros, part[LABELS[part] == 0])
+        assert ranks.max() - ranks.min() > len(zeros) // 2
+
+
+@pytest.mark.parametrize(
+    ("kind", "wanted"),
+    [
+        ("iid", [[0, 4, 6, 8], [2, 5, 7, 11], [1, 3, 9, 10]]),
+        ("dirichlet", [[0, 4, 6, 8], [3, 7, 10, 11], [1, 2, 5, 9]]),
+        ("shards", [[0, 2, 3, 5], [7, 8, 10, 11], [1, 4, 6, 9]]),
+        ("sizes", [[0, 8], [4, 5, 6, 11], [1, 2, 3, 7, 9, 10]]),
+    ],
+)
+def test_a_partition_is_the_same_on_every_host_and_in_every_version(kind, wanted):
+    # Owners deal for themselves: two that disagree would train on the same samples. These lists must never change.
+    spec = Partition(kind=kind, alpha=1.0, sizes=[1, 2, 3])
+    assert [part.tolist() for part in partition(np.arange(12) % 3, 3, spec, 42)] == wanted
+
+
 def test_dirichlet_gives_up_with_the_numbers():
     spec = Partition(kind="dirichlet", alpha=0.01, min_samples=180)
     with pytest.raises(DataError, match=r"1000 draws with alpha 0\.01.*10 owners.*of 2000.*min_samples is 180"):

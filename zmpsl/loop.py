@@ -18,24 +18,18 @@ from itertools import count
 
 import zmq
 
-from zmpsl.codecs import Codec, by_name
 from zmpsl.errors import JobError, NetworkError, PeerLostError, RemoteProtocolError, ZmpslError, error_for
-from zmpsl.job.schema import Codec as CodecSettings
 from zmpsl.job.schema import Network
 from zmpsl.messages import Leave
 from zmpsl.roles.actions import Action, Connect, Say, Send, Stop
 from zmpsl.roles.member import Member
+from zmpsl.station import Station
 from zmpsl.transport.control import ControlClient
 from zmpsl.transport.link import Inbox, Link
-from zmpsl.transport.outbox import Outbox
-from zmpsl.transport.task import Op, Task
 
-__all__ = ["URGENCY", "Node", "State", "check_address", "codec_for"]
+__all__ = ["Node", "State", "check_address"]
 
 log = logging.getLogger("zmpsl")
-
-# Backward first: it frees activations and keeps the owner's next step from waiting.
-URGENCY = {Op.BACKWARD: 0, Op.FORWARD: 1, Op.EVALUATE: 1, Op.GLOBAL: 1, Op.PART: 2, Op.CLOSE: 2}
 
 IDLE_S = 0.1
 CHECK_EVERY_S = 0.25
@@ -61,17 +55,6 @@ def check_address(address: str, unprotected: bool) -> None:
         raise JobError(f"address {address!r} must look like tcp://HOST:PORT")
     if not unprotected and host != "localhost" and host != "::1" and not host.startswith("127."):
         raise JobError(f"{address} can be reached from other hosts, and the links carry no protection yet; say --unprotected if that network is yours alone")
-
-
-def codec_for(settings: CodecSettings, me: str, peer: str) -> Callable[[Op], Codec]:
-    """Gives the codec of each kind of task on the link from `me` to `peer`."""
-    by_kind = {
-        Op.FORWARD: settings.activations, Op.EVALUATE: settings.activations, Op.BACKWARD: settings.gradients,
-        Op.PART: settings.parts, Op.GLOBAL: settings.parts,
-    }  # fmt: skip
-    ends = [[name, name.split("-")[0]] if name.startswith("owner") else [name] for name in (me, peer)]
-    special = [settings.links[f"{a}>{b}"] for a in ends[0] for b in ends[1] if f"{a}>{b}" in settings.links]
-    return lambda op: by_name(special[0] if special else by_kind.get(op, "none"))
 
 
 class Node:
@@ -112,7 +95,7 @@ class Node:
             raise
         self._control = ControlClient(self._context, manager)
         self._links: dict[str, Link] = {}
-        self._waiting: list[tuple[int, int, Task]] = []
+        self._station = Station(member)
         self._order = count()
         self._poller = zmq.Poller()
         self._poller.register(self._inbox.socket, zmq.POLLIN)
@@ -126,7 +109,6 @@ class Node:
         self._away_since = time.monotonic()
         self._asked_to_stop = threading.Event()
         self._thread: threading.Thread | None = None
-        self.strays = 0
         member.traffic = self._traffic  # type: ignore[method-assign]
 
     # -- life ---------------------------------------------------------------------------------------------------------
@@ -139,7 +121,7 @@ class Node:
     @property
     def rejected(self) -> int:
         """Messages that were not used: malformed, or not for us."""
-        return self._inbox.rejected + self._control.rejected + self.strays
+        return self._inbox.rejected + self._control.rejected + self._station.strays
 
     def run(self) -> None:
         """Works until the run is over.
@@ -208,9 +190,11 @@ class Node:
     # -- one turn of the loop -----------------------------------------------------------------------------------------
 
     def _turn(self) -> None:
-        busy = bool(self._waiting)
-        idle = None if busy else self._guard(self.member.idle)
-        timeout_s = 0.0 if busy or idle is not None else IDLE_S
+        work = self._guard(self._station.next_work) if self._troubled_at is None else None
+        timeout_s = IDLE_S if work is None else 0.0
+        if work is None:
+            for name in self._station.give_back_credit():
+                self._flush(name)
         if self._delayed:
             timeout_s = min(timeout_s, max(0.0, self._delayed[0][0] - time.monotonic()))
         ready = dict(self._poller.poll(int(timeout_s * 1000)))
@@ -222,12 +206,7 @@ class Node:
         for name in list(self._blocked):
             self._flush(name)
         self._send_due(now)
-        if idle is not None:
-            self._perform(idle)
-        elif self._waiting:
-            self._work()
-        else:
-            self._give_back_credit()
+        self._perform(work)
         self._perform(self.member.tick(now))
         if now - self._checked_at >= CHECK_EVERY_S:
             self._checked_at = now
@@ -251,27 +230,11 @@ class Node:
                 received = self._inbox.receive()
                 if received is None:
                     return
-                header, task = received
-                if header.credit or header.task.op is Op.CREDIT:
-                    self._grant(header.task, header.credit)
-                if task is None or task.op is Op.CREDIT:
-                    continue
-                try:
-                    self.member.admit(task)
-                except RemoteProtocolError:
-                    self.strays += 1
-                    raise
-                heapq.heappush(self._waiting, (URGENCY[task.op], next(self._order), task))
+                granted = self._station.take(*received)
+                if granted is not None:
+                    self._flush(granted)
             except RemoteProtocolError as error:
                 log.warning("%s", error)
-
-    def _work(self) -> None:
-        _, _, task = heapq.heappop(self._waiting)
-        self._perform(self._guard(lambda: self.member.handle(task)))
-        link = self._links.get(self._peer(task))
-        if link is not None and task.nbytes:
-            link.outbox.owe(task.owner, task.nbytes)
-            self._flush(link.name)
 
     def _check(self, now: float) -> None:
         """Looks after connections and deadlines, four times a second."""
@@ -310,12 +273,11 @@ class Node:
         match action:
             case Send():
                 if self._network.jitter_s:
-                    due = max(self._due.get(action.to, 0.0), time.monotonic() + random.uniform(0, self._network.jitter_s))
+                    due = max(self._due.get(action.to, 0.0), time.monotonic() + random.uniform(0.0, self._network.jitter_s))
                     self._due[action.to] = due
                     heapq.heappush(self._delayed, (due, next(self._order), action))
                 else:
-                    self._links[action.to].outbox.push(action.task)
-                    self._flush(action.to)
+                    self._push(action)
             case Say():
                 self._control.send(action.message)
             case Connect():
@@ -327,10 +289,9 @@ class Node:
         job = action.plan.job
         self._network = job.network
         self._inbox.limit = job.network.max_tensor_bytes
+        self._station.connect(action)
         for name, endpoint in action.peers.items():
-            outbox = Outbox(action.sender, codec_for(job.codec, self.member.place, name), job.network.credit_bytes)
-            outbox.plan = action.plan.version
-            self._links[name] = Link(self._context, name, endpoint, outbox)
+            self._links[name] = Link(self._context, name, endpoint, self._station.outboxes[name])
 
     def _flush(self, name: str) -> None:
         link = self._links[name]
@@ -345,27 +306,11 @@ class Node:
     def _send_due(self, now: float) -> None:
         while self._delayed and self._delayed[0][0] <= now:
             _, _, action = heapq.heappop(self._delayed)
-            self._links[action.to].outbox.push(action.task)
-            self._flush(action.to)
+            self._push(action)
 
-    def _peer(self, task: Task) -> str:
-        if task.sender == 0:
-            return "aggregator"
-        return f"owner-{task.owner}" if task.sender == 0xFFFF else f"node-{task.sender - 1}"
-
-    def _grant(self, task: Task, credit: int) -> None:
-        link = self._links.get(self._peer(task))
-        if link is None or (self.member.plan is not None and task.owner >= len(self.member.plan.owners)):
-            self.strays += 1
-            raise RemoteProtocolError(f"{task}: credit from somebody who is no neighbour")
-        link.outbox.grant(task.owner, credit)
-        self._flush(link.name)
-
-    def _give_back_credit(self) -> None:
-        for name, link in self._links.items():
-            link.outbox.give_back_all()
-            if link.outbox:
-                self._flush(name)
+    def _push(self, action: Send) -> None:
+        self._station.outboxes[action.to].push(action.task)
+        self._flush(action.to)
 
     # -- the end ------------------------------------------------------------------------------------------------------
 
@@ -381,7 +326,7 @@ class Node:
             error = ZmpslError(f"{who}: {type(error).__name__}: {error}")
         self.error = error
         self._troubled_at = time.monotonic()
-        self._waiting.clear()
+        self._station.clear()
         for action in self.member.trouble(error, code):
             self._act(action)
 

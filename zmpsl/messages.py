@@ -59,7 +59,7 @@ class Stats(Struct, frozen=True, kw_only=True):
     rejected: int = 0
 
 
-class Join(Message):
+class Join(Message, frozen=True, kw_only=True, tag=True):
     """A role asks for a place. `place` is empty for any free one; observers only watch."""
 
     role: Name
@@ -71,19 +71,19 @@ class Join(Message):
     pid: int = 0
 
 
-class Submit(Message):
+class Submit(Message, frozen=True, kw_only=True, tag=True):
     """A data owner or its operator hands in the job."""
 
     job: Job
 
 
-class Described(Message):
+class Described(Message, frozen=True, kw_only=True, tag=True):
     """The block list of the job's model, as the asked data owner built it."""
 
     blocks: tuple[Block, ...]
 
 
-class Ready(Message):
+class Ready(Message, frozen=True, kw_only=True, tag=True):
     """The role holds its base weights for this plan; owners add how many training samples they have."""
 
     plan: int
@@ -91,7 +91,7 @@ class Ready(Message):
     batches: int = 0
 
 
-class Progress(Message):
+class Progress(Message, frozen=True, kw_only=True, tag=True):
     """What a role did in the round so far; said now and then."""
 
     round: int
@@ -101,7 +101,7 @@ class Progress(Message):
     stats: Stats = Stats()
 
 
-class Trained(Message):
+class Trained(Message, frozen=True, kw_only=True, tag=True):
     """A data owner has finished its local epochs of a round and handed in its parts."""
 
     round: int
@@ -111,7 +111,7 @@ class Trained(Message):
     stats: Stats
 
 
-class Prepared(Message):
+class Prepared(Message, frozen=True, kw_only=True, tag=True):
     """A compute node or the aggregator holds, and has stored, the averaged weights of a round."""
 
     round: int
@@ -119,7 +119,7 @@ class Prepared(Message):
     stats: Stats
 
 
-class Evaluated(Message):
+class Evaluated(Message, frozen=True, kw_only=True, tag=True):
     """A data owner has evaluated the global model on its held-out samples."""
 
     round: int
@@ -129,70 +129,70 @@ class Evaluated(Message):
     loss_sum: float
 
 
-class Trouble(Message):
+class Trouble(Message, frozen=True, kw_only=True, tag=True):
     """The role cannot go on."""
 
     exit_code: int
     text: Text
 
 
-class Leave(Message):
+class Leave(Message, frozen=True, kw_only=True, tag=True):
     """The role is done and goes."""
 
 
-class Refused(Message):
+class Refused(Message, frozen=True, kw_only=True, tag=True):
     """The manager does not take this role, and why."""
 
     exit_code: int
     text: Text
 
 
-class Welcome(Message):
+class Welcome(Message, frozen=True, kw_only=True, tag=True):
     """The role's place, and the job when there is one already."""
 
     place: Name
     job: Job | None = None
 
 
-class Describe(Message):
+class Describe(Message, frozen=True, kw_only=True, tag=True):
     """Asks a data owner for the block list of the job's model."""
 
     job: Job
 
 
-class Publish(Message):
+class Publish(Message, frozen=True, kw_only=True, tag=True):
     """The current plan; sent to everybody when it is made, and to whoever comes late."""
 
     plan: Plan
 
 
-class Begin(Message):
+class Begin(Message, frozen=True, kw_only=True, tag=True):
     """Train this round."""
 
     round: int
 
 
-class Committed(Message):
+class Committed(Message, frozen=True, kw_only=True, tag=True):
     """This round counts: the manager's record is written."""
 
     round: int
     digests: dict[Name, Name]
 
 
-class Evaluate(Message):
+class Evaluate(Message, frozen=True, kw_only=True, tag=True):
     """Evaluate the global model that this round gave."""
 
     round: int
 
 
-class Finish(Message):
+class Finish(Message, frozen=True, kw_only=True, tag=True):
     """The run is over: exit code 0, or what went wrong."""
 
     exit_code: int = 0
     text: Text = ""
 
 
-class Ping(Message):
+class Ping(Message, frozen=True, kw_only=True, tag=True):
     """Says nothing; sending it shows whether the way is open."""
 
 

@@ -8,7 +8,8 @@ so that anyone can recompute it, in any language, on any host. The uses:
 
     purpose    numbers                                         seeds
     init       block                                           the weights of one block
-    partition                                                  who owns which samples
+    partition  none, or owner                                   who owns which samples; what an owner holds back
+    synthetic                                                  made-up data for benches
     shuffle    owner, round, local epoch                       the order of an owner's samples
     augment    owner, round, local epoch, batch                crops and flips of a batch
     forward    owner, round, local epoch, batch, micro, block  dropout and any other noise inside a block

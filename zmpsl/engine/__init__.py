@@ -1,0 +1,1 @@
+"""Parts, replicas and the computations on them; no sockets, no clocks."""

@@ -22,14 +22,14 @@ class Settings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """Base of all sections: frozen, and an unknown key is an error."""
 
 
-class Model(Settings):
+class Model(Settings, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """The network, as a list of atomic blocks."""
 
     name: Annotated[str, Meta(description="a model of the zoo (`zmpsl models` lists them) or `module:function` returning a list of nn.Modules")] = "digits_cnn"
     args: Annotated[dict[str, Any], Meta(description="keyword arguments of the model's function")] = field(default_factory=dict)
 
 
-class Partition(Settings):
+class Partition(Settings, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """How one data set is dealt out to the data owners."""
 
     kind: Annotated[Literal["iid", "dirichlet", "shards", "sizes"], Meta(description="`iid` equal random shares; `dirichlet` skewed labels; `shards` few labels per owner; `sizes` unequal random shares")] = "iid"
@@ -39,7 +39,7 @@ class Partition(Settings):
     min_samples: Annotated[Count, Meta(description="dirichlet: draw again until every owner has this many samples")] = 1
 
 
-class Data(Settings):
+class Data(Settings, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """What the owners train on."""
 
     name: Annotated[str, Meta(description="`digits`, `mnist`, `fashion-mnist`, `cifar10`, `cifar100`, `text`, `synthetic`, or `module:function`")] = "digits"
@@ -50,7 +50,7 @@ class Data(Settings):
     augment: Annotated[Literal["none", "crop-flip"], Meta(description="`crop-flip`: pad 4, random crop, random horizontal flip")] = "none"
 
 
-class Train(Settings):
+class Train(Settings, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """Rounds, epochs and batches."""
 
     rounds: Annotated[Count, Meta(description="global epochs; each ends with FedAvg")] = 3
@@ -62,7 +62,7 @@ class Train(Settings):
     max_batches: Annotated[Count | None, Meta(description="stop a local epoch after this many batches (for short trials)")] = None
 
 
-class LearningRate(Settings):
+class LearningRate(Settings, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """The learning rate and how it changes from round to round."""
 
     initial: Annotated[float, Meta(gt=0, description="learning rate of round 0")] = 0.05
@@ -71,7 +71,7 @@ class LearningRate(Settings):
     step_rounds: Annotated[Count, Meta(description="rounds between two steps of `step`")] = 10
 
 
-class Optimizer(Settings):
+class Optimizer(Settings, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """The optimiser that every replica and owner runs."""
 
     name: Annotated[Literal["sgd", "adam"], Meta(description="torch.optim.SGD or torch.optim.Adam")] = "sgd"
@@ -84,7 +84,7 @@ class Optimizer(Settings):
     state: Annotated[Literal["reset", "average"], Meta(description="at a round's end: `reset` optimiser state to zero, or `average` it with the weights of FedAvg")] = "reset"
 
 
-class Evaluate(Settings):
+class Evaluate(Settings, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """Evaluation of the global model after rounds."""
 
     every: Annotated[Annotated[int, Meta(ge=0)], Meta(description="evaluate after every n-th round and after the last; 0: never")] = 1
@@ -93,7 +93,7 @@ class Evaluate(Settings):
     share: Annotated[Annotated[float, Meta(gt=0, lt=1)], Meta(description="owners: the share of its samples each owner holds back")] = 0.1
 
 
-class Codec(Settings):
+class Codec(Settings, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """How tensors are packed on the wire, per kind and per link."""
 
     activations: Annotated[CodecName, Meta(description="smashed data, on the way forward")] = "none"
@@ -102,7 +102,7 @@ class Codec(Settings):
     links: Annotated[dict[str, CodecName], Meta(description="exceptions per link, such as `owner>node-0: lz4` or `node-0>node-1: none`")] = field(default_factory=dict)
 
 
-class Network(Settings):
+class Network(Settings, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """Sockets, limits and deadlines."""
 
     credit_bytes: Annotated[Annotated[int, Meta(ge=1 << 16)], Meta(description="bytes an owner may have under way on one link")] = 64 << 20
@@ -112,7 +112,7 @@ class Network(Settings):
     jitter_s: Annotated[Annotated[float, Meta(ge=0, le=10)], Meta(description="random delay before each message, to show that timing changes no result")] = 0.0
 
 
-class Job(Settings):
+class Job(Settings, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """One training job."""
 
     name: Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$", description="names the run folder")] = "digits"

@@ -1,0 +1,1 @@
+"""How roles get started on this machine."""

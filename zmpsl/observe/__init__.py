@@ -1,0 +1,1 @@
+"""Progress, events, timeline and report: what a person sees of a run."""

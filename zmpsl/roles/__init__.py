@@ -1,0 +1,1 @@
+"""Manager, aggregator, compute node, data owner: events in, actions out."""

@@ -116,9 +116,13 @@ class Member:
         """Does what an admitted task asks."""
         raise NotImplementedError
 
-    def idle(self) -> Iterator[Action] | None:
-        """Gives work of our own to do, None where there is none."""
-        return None
+    def wants_work(self) -> bool:
+        """Tells whether there is work of our own to do now."""
+        return False
+
+    def idle(self) -> Iterator[Action]:
+        """Does the next piece of it."""
+        yield from ()
 
     def describe(self, message: Describe) -> Iterator[Action]:
         """Gives the block list of a model; only data owners are asked."""

@@ -149,17 +149,19 @@ class DataOwner(Member):
             case _:
                 raise RemoteProtocolError(f"{task}: not for a data owner")
 
-    def idle(self) -> Iterator[Action] | None:
-        """Feeds the chain: the next micro-batch or evaluation batch, when there is one and it may go."""
-        test = self._test
+    def wants_work(self) -> bool:
+        """True when a micro-batch or an evaluation batch may enter the chain."""
+        test, batch = self._test, self._batch
         if test is not None and test.sent < len(test.batches) and len(test.targets) <= self.hops:
-            return self._feed_test(test)
-        if self._batch is None and self._order is not None:
-            self._next_batch()
-        batch = self._batch
-        if batch is None or batch.sent == batch.micros or batch.sent - batch.done >= self._window(batch):
-            return None
-        return self._feed(batch)
+            return True
+        return batch is not None and batch.sent < batch.micros and batch.sent - batch.done < self._window(batch)
+
+    def idle(self) -> Iterator[Action]:
+        """Feeds the chain."""
+        if self._test is not None:
+            yield from self._feed_test(self._test)
+        elif self._batch is not None:
+            yield from self._feed(self._batch)
 
     def progress(self) -> Progress:
         """Tells batches and loss so far."""
@@ -187,6 +189,7 @@ class DataOwner(Member):
             for epoch in range(plan.job.train.local_epochs)
             for number, indices in enumerate(self._epoch(plan, round_, epoch))
         )
+        self._next_batch()
 
     def _next_batch(self) -> None:
         import torch

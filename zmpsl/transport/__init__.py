@@ -1,0 +1,1 @@
+"""Tasks, wire format, credits, and the two ends of a hop."""

@@ -52,6 +52,11 @@ class Outbox:
         """Number of tasks that wait for credit."""
         return sum(map(len, self._held.values()))
 
+    @property
+    def owes(self) -> bool:
+        """True when the peer has credit to get back."""
+        return bool(self._owed)
+
     def push(self, task: Task) -> None:
         """Queues a task; it is held back while its owner has no credit."""
         task = replace(task, sender=self._sender)
@@ -107,4 +112,5 @@ class Outbox:
         self._ready.append(task)
 
     def _give_back(self, owner: int) -> None:
+        # The amount is filled in when it leaves, from what is owed then.
         self._ready.append(Task(Op.CREDIT, self.plan, owner, 0, sender=self._sender))

@@ -1,0 +1,374 @@
+"""The transports that bench/hop.py compares. Each End is one side of a connection, alone in its own process.
+
+Data flow from the sender to the receiver. A stream is n times the same tensor and one acknowledgement after the last; an
+echo is one tensor there and back. Nothing is pickled: every transport gets the tensor's own bytes.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import struct
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
+from itertools import count
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+__all__ = ["KINDS", "TIMEOUT_S", "End", "Tensor"]
+
+Tensor = NDArray[np.float32]
+
+# No wait inside an end is longer than this.
+TIMEOUT_S = 60
+LOOPBACK = "127.0.0.1"
+
+
+class End(Protocol):
+    """One side of a transport.
+
+    Attributes:
+        address: What the other side needs to `connect`; empty where it needs nothing.
+    """
+
+    address: str
+
+    def connect(self, peer: str) -> None:
+        """Connects with the other side, whose address is `peer`; returns when data can flow."""
+
+    def send(self, tensor: Tensor, n: int) -> None:
+        """Sender: sends the tensor n times and waits for the acknowledgement."""
+
+    def receive(self, size: int, n: int) -> Tensor:
+        """Receiver: takes n tensors of `size` elements, acknowledges, gives the last one."""
+
+    def echo(self, tensor: Tensor) -> Tensor:
+        """Sender: sends the tensor and gives what came back."""
+
+    def reflect(self, size: int, n: int) -> None:
+        """Receiver: sends n tensors of `size` elements back."""
+
+    def allocations(self) -> int | None:
+        """Receive buffers allocated so far; None where the transport has no pool."""
+
+    def close(self) -> None:
+        """Frees everything."""
+
+
+class Raw:
+    """A plain TCP socket and one thread per side: sendall, and recv_into one buffer."""
+
+    def __init__(self, receiver: bool, _codec: str) -> None:
+        self._listener = socket.create_server((LOOPBACK, 0)) if receiver else None
+        self.address = "" if self._listener is None else str(self._listener.getsockname()[1])
+        self._buffer = np.zeros(0, np.float32)
+
+    def connect(self, peer: str) -> None:
+        if self._listener is not None:
+            self._listener.settimeout(TIMEOUT_S)
+            self._socket, _ = self._listener.accept()
+            self._listener.close()
+        else:
+            self._socket = socket.create_connection((LOOPBACK, int(peer)), timeout=TIMEOUT_S)
+        self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        # Python's own timeout would poll before every call; the kernel's costs nothing.
+        self._socket.settimeout(None)
+        for option in (socket.SO_RCVTIMEO, socket.SO_SNDTIMEO):
+            self._socket.setsockopt(socket.SOL_SOCKET, option, struct.pack("ll", TIMEOUT_S, 0))
+
+    def send(self, tensor: Tensor, n: int) -> None:
+        data = memoryview(tensor).cast("B")
+        for _ in range(n):
+            self._socket.sendall(data)
+        self._fill(memoryview(bytearray(1)))
+
+    def receive(self, size: int, n: int) -> Tensor:
+        data = self._place(size)
+        for _ in range(n):
+            self._fill(data)
+        self._socket.sendall(b"a")
+        return self._buffer
+
+    def echo(self, tensor: Tensor) -> Tensor:
+        data = self._place(tensor.size)
+        self._socket.sendall(memoryview(tensor).cast("B"))
+        self._fill(data)
+        return self._buffer
+
+    def reflect(self, size: int, n: int) -> None:
+        data = self._place(size)
+        for _ in range(n):
+            self._fill(data)
+            self._socket.sendall(data)
+
+    def allocations(self) -> None:
+        return None
+
+    def close(self) -> None:
+        self._socket.close()
+
+    def _place(self, size: int) -> memoryview:
+        if self._buffer.size != size:
+            self._buffer = np.zeros(size, np.float32)
+        return memoryview(self._buffer).cast("B")
+
+    def _fill(self, data: memoryview) -> None:
+        done = 0
+        while done < len(data):
+            got = self._socket.recv_into(data[done:])
+            if not got:
+                raise ConnectionError(f"the other side of the raw socket closed it after {done} of {len(data)} bytes")
+            done += got
+
+
+class Gloo:
+    """torch.distributed's send and recv over gloo, blocking, into one tensor. Rank 1 is the receiver."""
+
+    def __init__(self, receiver: bool, _codec: str) -> None:
+        names = [name for _, name in socket.if_nameindex() if name.startswith("lo")]
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", names[0] if names else "lo")
+        import torch
+        import torch.distributed
+
+        torch.set_num_threads(1)
+        self._torch, self._dist, self._receiver = torch, torch.distributed, receiver
+        self._store = self._open_store(0) if receiver else None
+        self.address = "" if self._store is None else str(self._store.port)
+        self._buffer, self._ack = torch.zeros(0), torch.zeros(1)
+
+    def _open_store(self, port: int) -> Any:
+        limit = timedelta(seconds=TIMEOUT_S)
+        return self._dist.TCPStore(LOOPBACK, port, 2, self._receiver, limit, wait_for_workers=False)
+
+    def connect(self, peer: str) -> None:
+        store = self._store or self._open_store(int(peer))
+        limit = timedelta(seconds=TIMEOUT_S)
+        self._dist.init_process_group("gloo", store=store, rank=int(self._receiver), world_size=2, timeout=limit)
+
+    def send(self, tensor: Tensor, n: int) -> None:
+        ours = self._torch.from_numpy(tensor)
+        for _ in range(n):
+            self._dist.send(ours, 1)
+        self._dist.recv(self._ack, 1)
+
+    def receive(self, size: int, n: int) -> Tensor:
+        self._place(size)
+        for _ in range(n):
+            self._dist.recv(self._buffer, 0)
+        self._dist.send(self._ack, 0)
+        return self._result()
+
+    def echo(self, tensor: Tensor) -> Tensor:
+        self._place(tensor.size)
+        self._dist.send(self._torch.from_numpy(tensor), 1)
+        self._dist.recv(self._buffer, 1)
+        return self._result()
+
+    def reflect(self, size: int, n: int) -> None:
+        self._place(size)
+        for _ in range(n):
+            self._dist.recv(self._buffer, 0)
+            self._dist.send(self._buffer, 0)
+
+    def allocations(self) -> None:
+        return None
+
+    def close(self) -> None:
+        self._dist.destroy_process_group()
+
+    def _place(self, size: int) -> None:
+        if self._buffer.numel() != size:
+            self._buffer = self._torch.zeros(size)
+
+    def _result(self) -> Tensor:
+        result: Tensor = self._buffer.numpy()
+        return result
+
+
+class Grpc:
+    """gRPC without generated code: bytes in, bytes out, up to four unary calls under way.
+
+    A tensor becomes `bytes` for every call, as it must; the received `bytes` are used where they are.
+    """
+
+    IN_FLIGHT = 4
+
+    def __init__(self, receiver: bool, _codec: str) -> None:
+        os.environ.setdefault("GRPC_VERBOSITY", "NONE")
+        import grpc
+
+        self._grpc, self.address = grpc, ""
+        self._options = [("grpc.max_send_message_length", -1), ("grpc.max_receive_message_length", -1)]
+        self._arrived = threading.Condition()
+        self._count, self._last = 0, b""
+        if receiver:
+            methods = {name: grpc.unary_unary_rpc_method_handler(call) for name, call in (("take", self._take), ("echo", self._back))}
+            self._server = grpc.server(ThreadPoolExecutor(self.IN_FLIGHT), options=self._options)
+            self._server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler("hop", methods),))
+            self.address = f"{LOOPBACK}:{self._server.add_insecure_port(f'{LOOPBACK}:0')}"
+            self._server.start()
+
+    def connect(self, peer: str) -> None:
+        if self.address:
+            return
+        self._channel = self._grpc.insecure_channel(peer, options=self._options)
+        self._grpc.channel_ready_future(self._channel).result(TIMEOUT_S)
+        self._call_take, self._call_echo = self._channel.unary_unary("/hop/take"), self._channel.unary_unary("/hop/echo")
+
+    def send(self, tensor: Tensor, n: int) -> None:
+        room = threading.Semaphore(self.IN_FLIGHT)
+        calls = []
+        for _ in range(n):
+            if not room.acquire(timeout=TIMEOUT_S):
+                raise TimeoutError(f"no gRPC call ended within {TIMEOUT_S} s")
+            calls.append(self._call_take.future(tensor.tobytes(), timeout=TIMEOUT_S))
+            calls[-1].add_done_callback(lambda _: room.release())
+        for call in calls:
+            call.result(TIMEOUT_S)
+
+    def receive(self, size: int, n: int) -> Tensor:
+        self._wait(n)
+        return np.frombuffer(self._last, np.float32, size)
+
+    def echo(self, tensor: Tensor) -> Tensor:
+        return np.frombuffer(self._call_echo(tensor.tobytes(), timeout=TIMEOUT_S), np.float32)
+
+    def reflect(self, size: int, n: int) -> None:
+        self._wait(n)
+
+    def allocations(self) -> None:
+        return None
+
+    def close(self) -> None:
+        if self.address:
+            self._server.stop(None).wait(TIMEOUT_S)
+        else:
+            self._channel.close()
+
+    def _take(self, data: bytes, _context: Any) -> bytes:
+        with self._arrived:
+            self._count, self._last = self._count + 1, data
+            self._arrived.notify()
+        return b""
+
+    def _back(self, data: bytes, context: Any) -> bytes:
+        self._take(data, context)
+        return data
+
+    def _wait(self, n: int) -> None:
+        with self._arrived:
+            if not self._arrived.wait_for(lambda: self._count >= n, TIMEOUT_S):
+                raise TimeoutError(f"{self._count} of {n} gRPC calls came within {TIMEOUT_S} s")
+            self._count = 0
+
+
+class Zmpsl:
+    """A hop as roles drive it: one poll loop, an Inbox for what comes, a Link with its Outbox for what goes.
+
+    The receiver uses a tensor up by letting go of it: credit returns to the sender, the buffer to the pool.
+    """
+
+    IDLE_MS = 100  # as in zmpsl.loop
+
+    def __init__(self, receiver: bool, codec: str) -> None:
+        import zmq
+
+        from zmpsl.codecs import by_name
+        from zmpsl.job.schema import Network
+        from zmpsl.transport.link import Inbox, Link
+        from zmpsl.transport.outbox import Outbox
+        from zmpsl.transport.task import Op, Task
+
+        network = Network()
+        self._zmq, self._op, self._task, self._link_type = zmq, Op, Task, Link
+        self._context = zmq.Context()
+        self._inbox = Inbox(self._context, f"tcp://{LOOPBACK}:*", network.max_tensor_bytes)
+        self.address = self._inbox.endpoint
+        self._outbox = Outbox(int(receiver), lambda _op: by_name(codec), network.credit_bytes)
+        self._poller = zmq.Poller()
+        self._poller.register(self._inbox.socket, zmq.POLLIN)
+        self._watched = False
+        self._batches = count()
+
+    def connect(self, peer: str) -> None:
+        self._link = self._link_type(self._context, "peer", peer, self._outbox)
+
+    def send(self, tensor: Tensor, n: int) -> None:
+        def more() -> None:
+            nonlocal n
+            while n and not self._link.blocked and self._outbox.held < 2:
+                n -= 1
+                self._link.send(self._task(self._op.FORWARD, 1, 0, 0, batch=next(self._batches) % 2**32, tensor=tensor))
+
+        self._until(self._op.CLOSE, 1, more)
+
+    def receive(self, size: int, n: int) -> Tensor:
+        last = self._until(self._op.FORWARD, n)
+        self._link.send(self._task(self._op.CLOSE, 1, 0, 0))
+        self._flushed()
+        return last
+
+    def echo(self, tensor: Tensor) -> Tensor:
+        self._link.send(self._task(self._op.FORWARD, 1, 0, 0, batch=next(self._batches) % 2**32, tensor=tensor))
+        return self._until(self._op.BACKWARD, 1)
+
+    def reflect(self, size: int, n: int) -> None:
+        for _ in range(n):
+            back = self._until(self._op.FORWARD, 1)
+            self._link.send(self._task(self._op.BACKWARD, 1, 0, 0, tensor=back))
+            del back  # or its buffer would not be free for the next one
+        self._flushed()
+
+    def allocations(self) -> int:
+        return self._inbox.pool.allocations
+
+    def close(self) -> None:
+        self._link.close()
+        self._inbox.close()
+        self._context.term()
+
+    def _until(self, op: int, n: int, more: Callable[[], None] = lambda: None) -> Tensor:
+        """Turns the loop until n tasks of that kind have come; gives the last one's tensor."""
+        tensor: Any = None
+        deadline = time.monotonic() + TIMEOUT_S
+        while n:
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"{n} tasks did not come within {TIMEOUT_S} s")
+            more()
+            for task in self._turn():
+                if task.op == op:
+                    n -= 1
+                    tensor = task.tensor
+                    self._outbox.owe(task.owner, task.nbytes)
+        return tensor
+
+    def _turn(self) -> Iterator[Any]:
+        """One turn of the loop: gives the tasks that came."""
+        self._link.flush()
+        if self._link.blocked != self._watched:  # POLLOUT only while something waits for it
+            self._watched = self._link.blocked
+            self._poller.modify(self._link.socket, self._zmq.POLLOUT) if self._watched else self._poller.unregister(self._link.socket)
+        if not self._poller.poll(self.IDLE_MS):
+            self._outbox.give_back_all()
+        while (received := self._inbox.receive()) is not None:
+            header, task = received
+            if header.credit:
+                self._outbox.grant(header.task.owner, header.credit)
+            if task is not None:
+                yield task
+            self._link.flush()
+
+    def _flushed(self) -> None:
+        """Turns the loop until the outbox is empty; nothing is expected to come."""
+        deadline = time.monotonic() + TIMEOUT_S
+        while (self._outbox or self._link.blocked) and time.monotonic() < deadline:
+            for _ in self._turn():
+                pass
+
+
+KINDS: dict[str, Callable[[bool, str], End]] = {"zmpsl": Zmpsl, "raw": Raw, "gloo": Gloo, "grpc": Grpc}

@@ -1,0 +1,123 @@
+"""Split equals unsplit, bitwise: the spine of the suite.
+
+Every run here is compared, bit for bit, with tests/reference.py: one process, whole model, no runtime code.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from pathlib import Path
+
+import msgspec
+import pytest
+from helpers import ThreadedRun, differing, global_state, job
+from reference import Reference, train
+
+from zmpsl.checkpoint import load_state_dict
+from zmpsl.job import Job
+from zmpsl.launch.local import run
+from zmpsl.launch.memory import MemoryRun
+
+BASE = ["train.rounds=2", "train.local_epochs=2", "train.batch_size=16"]
+DIGITS = ["data.name=digits", "data.args.limit=110", "data.args.test_limit=40"]
+
+# At least two blocks more than four hops need; batch norm, dropout and attention among them.
+MODELS = {
+    "mlp": ["model.name=mlp", "model.args.features=64", "model.args.hidden=[24, 24, 24, 24, 24, 24]", "data.name=flat_digits:split"],
+    "dropout": ["model.name=digits_cnn", "model.args.dropout=0.3", *DIGITS],
+    "batch-norm": ["model.name=small_nets:batch_norm_net", *DIGITS],
+    "transformer": ["model.name=gpt_tiny", "model.args.width=16", "model.args.heads=2", "model.args.context=12", "model.args.vocab=30", "data.name=small_nets:letters", "optimizer.name=adam", "optimizer.lr.initial=0.003"],
+}
+
+
+def settings(model: str, hops: int, owners: int, micro: int, *more: str) -> Job:
+    sizes = [] if owners == 1 else ["data.partition.kind=sizes", f"data.partition.sizes={[1 + 0.7 * k for k in range(owners)]}"]
+    return job(*BASE, *MODELS[model], *sizes, f"compute_nodes={hops}", f"owners={owners}", f"train.micro_batches={micro}", *more)
+
+
+@cache
+def _reference(text: bytes) -> Reference:
+    return train(msgspec.json.decode(text, type=Job))
+
+
+def reference(job: Job) -> Reference:
+    """Cut points and links do not matter to the reference, so hops share one."""
+    return _reference(msgspec.json.encode(msgspec.structs.replace(job, compute_nodes=None, cuts="even", codec=Job().codec, network=Job().network)))
+
+
+CASES = [
+    pytest.param(model, hops, owners, micro, id=f"{model}-{hops}hops-{owners}owners-{micro}micro")
+    for model in MODELS
+    for hops in (1, 2, 3, 4)
+    for owners in (1, 3)
+    for micro in ((1,) if model == "batch-norm" else (1, 4))
+]
+
+
+@pytest.mark.parametrize(("model", "hops", "owners", "micro"), CASES)
+def test_in_memory_with_random_schedule(model: str, hops: int, owners: int, micro: int):
+    wanted = settings(model, hops, owners, micro)
+    ours = MemoryRun(wanted, seed=hops * 100 + owners * 10 + micro)
+    scores = []
+    ours.manager.board.listeners.append(lambda event: scores.append(event.accuracy) if hasattr(event, "accuracy") else None)
+    ours.run()
+    expected = reference(wanted)
+    assert differing(global_state(ours.members), expected.states[-1]) == []
+    assert scores == expected.accuracies
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_schedule_changes_nothing(seed: int):
+    wanted = settings("dropout", 3, 3, 4, "network.credit_bytes=65536")
+    ours = MemoryRun(wanted, seed=seed)
+    ours.run()
+    assert differing(global_state(ours.members), reference(wanted).states[-1]) == []
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        ["train.schedule=gpipe"],
+        ["codec.activations=lz4", "codec.gradients=lz4", "codec.parts=lz4"],
+        ["optimizer.state=average"],
+        ["optimizer.name=adam", "optimizer.state=average", "optimizer.lr.initial=0.01"],
+        ["optimizer.momentum=0", "optimizer.weight_decay=0"],
+        ["optimizer.lr.schedule=cosine"],
+        ["data.partition.kind=dirichlet", "data.partition.sizes=null", "data.partition.min_samples=16"],
+        ["evaluate.data=owners", "evaluate.share=0.2"],
+        ["train.drop_last=true", "train.max_batches=1"],
+    ],
+    ids=lambda more: ",".join(more[:2]),
+)
+def test_settings(more: list[str]):
+    wanted = settings("dropout", 2, 3, 2, *more)
+    ours = MemoryRun(wanted, seed=5)
+    ours.run()
+    assert differing(global_state(ours.members), reference(wanted).states[-1]) == []
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_over_tcp_with_random_delays(model: str):
+    wanted = settings(model, 2, 3, 1 if model == "batch-norm" else 4, "network.jitter_s=0.004")
+    with ThreadedRun(wanted) as ours:
+        ours.finish()
+    assert differing(global_state(ours.members), reference(wanted).states[-1]) == []
+    assert all(node.rejected == 0 for node in ours.nodes)
+
+
+@pytest.mark.parametrize(
+    ("model", "hops", "owners", "micro"),
+    [("dropout", 4, 3, 4), ("batch-norm", 3, 3, 1), ("transformer", 2, 1, 4), ("mlp", 1, 3, 1)],
+)
+def test_over_tcp_processes_with_random_delays(tmp_path: Path, model: str, hops: int, owners: int, micro: int):
+    wanted = settings(model, hops, owners, micro, "network.jitter_s=0.004")
+    result = run(wanted, tmp_path, "exact")
+    expected = reference(wanted)
+    assert differing(load_state_dict(result.folder), expected.states[-1]) == []
+    assert result.accuracy == expected.accuracies[-1]
+
+
+def test_the_comparison_can_fail():
+    wanted = settings("mlp", 1, 1, 1)
+    other = settings("mlp", 1, 1, 1, "seed=1")
+    assert differing(reference(wanted).states[-1], reference(other).states[-1]) != []

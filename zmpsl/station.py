@@ -1,0 +1,128 @@
+"""One role at work, without sockets: arrived tasks wait here by urgency, outboxes and credits are kept here.
+
+A driver brings in what arrived (`take`), asks for the next piece of work (`next_work`) and carries out its actions:
+zmpsl.loop with sockets, zmpsl.launch.memory without.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Callable, Iterator
+from itertools import count
+
+from zmpsl.codecs import Codec, by_name
+from zmpsl.errors import RemoteProtocolError
+from zmpsl.job.schema import Codec as CodecSettings
+from zmpsl.plan import AGGREGATOR, node_name, owner_name
+from zmpsl.roles.actions import Action, Connect
+from zmpsl.roles.member import Member
+from zmpsl.transport.outbox import Outbox
+from zmpsl.transport.task import Op, Task
+from zmpsl.transport.wire import OWNER_SENDER, Header
+
+__all__ = ["URGENCY", "Station", "codec_for"]
+
+# Backward first: it frees activations and keeps the owner's next step from waiting.
+URGENCY = {Op.BACKWARD: 0, Op.FORWARD: 1, Op.EVALUATE: 1, Op.GLOBAL: 1, Op.PART: 2, Op.CLOSE: 2}
+
+
+def codec_for(settings: CodecSettings, me: str, peer: str) -> Callable[[Op], Codec]:
+    """Gives the codec of each kind of task on the link from `me` to `peer`."""
+    by_kind = {
+        Op.FORWARD: settings.activations, Op.EVALUATE: settings.activations, Op.BACKWARD: settings.gradients,
+        Op.PART: settings.parts, Op.GLOBAL: settings.parts,
+    }  # fmt: skip
+    ends = [[name, name.split("-")[0]] if name.startswith("owner") else [name] for name in (me, peer)]
+    special = [settings.links[f"{a}>{b}"] for a in ends[0] for b in ends[1] if f"{a}>{b}" in settings.links]
+    return lambda op: by_name(special[0] if special else by_kind.get(op, "none"))
+
+
+class Station:
+    """A member with what waits for it and what waits to leave it.
+
+    Attributes:
+        outboxes: By place name of the peer.
+        strays: Tasks that were whole but not for us, and were dropped.
+    """
+
+    def __init__(self, member: Member) -> None:
+        self.member = member
+        self.outboxes: dict[str, Outbox] = {}
+        self.strays = 0
+        self._waiting: list[tuple[int, int, Task]] = []
+        self._order = count()
+
+    def connect(self, action: Connect) -> None:
+        """Makes an outbox for every peer of the plan."""
+        job = action.plan.job
+        for name in action.peers:
+            outbox = Outbox(action.sender, codec_for(job.codec, self.member.place, name), job.network.credit_bytes)
+            outbox.plan = action.plan.version
+            self.outboxes[name] = outbox
+
+    def take(self, header: Header, task: Task | None) -> str | None:
+        """Takes in a message.
+
+        Args:
+            header: Of the message; the credit in it counts at once.
+            task: The task, when this message made it whole.
+
+        Returns:
+            Place name of the peer whose outbox got credit, if one did.
+
+        Raises:
+            RemoteProtocolError: The task or credit is not for us; it is dropped and counted.
+        """
+        try:
+            granted = self._grant(header) if header.credit else None
+            if task is not None and task.op is not Op.CREDIT:
+                self.member.admit(task)
+                heapq.heappush(self._waiting, (URGENCY[task.op], next(self._order), task))
+        except RemoteProtocolError:
+            self.strays += 1
+            raise
+        return granted
+
+    def next_work(self) -> Iterator[Action] | None:
+        """Gives the most urgent piece of work, None when there is nothing to do now."""
+        if self._waiting:
+            return self._handle(heapq.heappop(self._waiting)[2])
+        return self.member.idle() if self.member.wants_work() else None
+
+    def has_work(self) -> bool:
+        """Tells whether `next_work` would give something."""
+        return bool(self._waiting) or self.member.wants_work()
+
+    def owes(self) -> bool:
+        """Tells whether credit is owed to a peer."""
+        return any(outbox.owes for outbox in self.outboxes.values())
+
+    def give_back_credit(self) -> list[str]:
+        """Returns all credit that is owed, for when there is nothing else to do; gives the peers it goes to."""
+        for outbox in self.outboxes.values():
+            outbox.give_back_all()
+        return [name for name, outbox in self.outboxes.items() if outbox]
+
+    def clear(self) -> None:
+        """Drops what waits: the run is over."""
+        self._waiting.clear()
+
+    def _handle(self, task: Task) -> Iterator[Action]:
+        yield from self.member.handle(task)
+        outbox = self.outboxes.get(_sender(task))
+        if outbox is not None:
+            outbox.owe(task.owner, task.nbytes)
+
+    def _grant(self, header: Header) -> str:
+        task, plan = header.task, self.member.plan
+        name = _sender(task)
+        if name not in self.outboxes or plan is None or task.plan != plan.version or task.owner >= len(plan.owners):
+            raise RemoteProtocolError(f"{task}: credit from somebody who is no neighbour")
+        self.outboxes[name].grant(task.owner, header.credit)
+        return name
+
+
+def _sender(task: Task) -> str:
+    if task.sender == OWNER_SENDER:
+        return owner_name(task.owner)
+    return AGGREGATOR if task.sender == 0 else node_name(task.sender - 1)
