@@ -16,13 +16,29 @@ setup(
     # `models/` stands at the top level of the repository and is installed as zmpsl.models.
     package_dir={"zmpsl": "zmpsl", "zmpsl.models": "models"},
     package_data={"zmpsl": ["py.typed"]},
-    install_requires=["click>=8.1", "lz4>=4.3", "msgspec>=0.19", "numpy>=1.26", "pyzmq>=26.4", "PyYAML>=6", "safetensors>=0.5"],
+    install_requires=[
+        "click>=8.1",
+        "lz4>=4.3",
+        "msgspec>=0.19",
+        "numpy>=1.26",
+        "pyzmq>=26.4",
+        "PyYAML>=6",
+        "safetensors>=0.5",
+    ],
     extras_require={
         "train": ["torch>=2.4"],  # data owners and compute nodes
         "manager": ["mip>=1.17,<3; platform_machine in 'x86_64 aarch64 arm64 AMD64'"],  # the solver, 600 MB unpacked
         "digits": ["scikit-learn>=1.4"],  # the data of the built-in job
         "report": ["matplotlib>=3.8", "rich>=13"],  # HTML report and live progress
-        "dev": ["hypothesis>=6.100", "mypy>=1.11", "psutil>=5.9", "pytest>=8", "pytest-timeout>=2.3", "ruff>=0.8", "types-PyYAML"],
+        "dev": [
+            "hypothesis>=6.100",
+            "mypy>=1.11",
+            "psutil>=5.9",
+            "pytest>=8",
+            "pytest-timeout>=2.3",
+            "ruff>=0.8",
+            "types-PyYAML",
+        ],
         "bench": ["grpcio>=1.60", "psutil>=5.9"],
     },
     entry_points={"console_scripts": ["zmpsl=zmpsl.cli:main"]},

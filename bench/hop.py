@@ -1,84 +1,225 @@
-import socket, sys, time, threading, multiprocessing as mp, json, os
-import numpy as np, zmq
-from zmpsl.transport.link import *
-from zmpsl.transport.outbox import Outbox
-from zmpsl.transport.task import *
-from zmpsl.codecs import NONE
+"""One hop of zmpsl against other transports on the loopback interface, measured in the same run.
 
-def zsend(port_q, size, n, done):
-    ctx=zmq.Context(); 
-    inbox=Inbox(ctx,"tcp://127.0.0.1:*",1<<30); 
-    ep=port_q.get(); 
-    ob=Outbox(0,lambda op:NONE,64<<20)
-    l=Link(ctx,"x",ep,ob); port_q2.put(inbox.endpoint)
-    x=np.random.rand(size//4).astype(np.float32)
-    poller=zmq.Poller(); poller.register(inbox.socket,zmq.POLLIN)
-    def run(n):
-        sent=0; got=0
-        while got<n or sent<n:
-            while sent<n and not l.blocked and l.outbox.held<2:
-                l.send(Task(Op.FORWARD,1,0,0,batch=sent,tensor=x)); sent+=1
-            poller.register(l.socket, zmq.POLLOUT) if l.blocked else (l.socket in poller and poller.unregister(l.socket))
-            poller.poll()
-            while True:
-                r=inbox.receive()
-                if r is None: break
-                h,t=r
-                if h.credit: l.outbox.grant(0,h.credit)
-                if t is not None and t.op==Op.CLOSE: got=n; 
-            l.flush()
-    run(n//4+1); 
-    c0=time.process_time(); t=time.perf_counter(); run(n); dt=time.perf_counter()-t; c=time.process_time()-c0
-    done.put((dt,c))
-    l.close(1)
-def zrecv(size,n):
-    ctx=zmq.Context(); inbox=Inbox(ctx,"tcp://127.0.0.1:*",1<<30); port_q.put(inbox.endpoint)
-    ob=Outbox(0,lambda op:NONE,64<<20); l=Link(ctx,"y",port_q2.get(),ob)
-    poller=zmq.Poller(); poller.register(inbox.socket,zmq.POLLIN)
-    for k in (n//4+1,n):
-        c0=time.process_time()
-        got=0
-        while got<k:
-            poller.poll()
-            while True:
-                r=inbox.receive()
-                if r is None: break
-                h,t=r
-                if t is not None and t.op==Op.FORWARD: got+=1; l.outbox.owe(0,t.nbytes); 
-                r=t=None
-            l.flush()
-        l.send(Task(Op.CLOSE,1,0,0)); 
-        cpu=time.process_time()-c0
-    time.sleep(.2)
-    rq.put((cpu,inbox.pool.allocations))
-    l.close(1)
-def raw(size,n):
-    s=socket.socket(); s.bind(("127.0.0.1",0)); s.listen(1); 
-    def rx(q):
-        c,_=s.accept(); b=bytearray(size); m=memoryview(b)
-        for k in (n//4+1,n):
-            c0=time.process_time()
-            for _ in range(k):
-                g=0
-                while g<size: g+=c.recv_into(m[g:])
-            c.sendall(b"x"); cpu=time.process_time()-c0
-        q.put(cpu)
-    q=mp.Queue(); p=mp.Process(target=rx,args=(q,)); p.start()
-    c=socket.create_connection(s.getsockname()); c.setsockopt(socket.IPPROTO_TCP,socket.TCP_NODELAY,1)
-    x=memoryview(np.random.rand(size//4).astype(np.float32)).cast("B")
-    for k in (n//4+1,n):
-        c0=time.process_time();t=time.perf_counter()
-        for _ in range(k): c.sendall(x)
-        c.recv(1); dt=time.perf_counter()-t; cc=time.process_time()-c0
-    cr=q.get(); p.join()
-    return dt,cc,cr
-if __name__=="__main__":
-    for size,n in ((65536,4000),(1<<20,800),(16<<20,60),(64<<20,16)):
-        for rep in range(2):
-            port_q=mp.Queue(); port_q2=mp.Queue(); rq=mp.Queue(); dq=mp.Queue()
-            r=mp.Process(target=zrecv,args=(size,n)); r.start()
-            sp=mp.Process(target=zsend,args=(port_q,size,n,dq)); sp.start()
-            dt,c=dq.get(); rc,al=rq.get(); r.join(); sp.join()
-            gb=size*n/1e9
-            a=raw(size,n)
-            print(f"{size>>10:6d}K zmq {gb/dt:.2f} GB/s cpu {c/gb:.2f}+{rc/gb:.2f} alloc {al} | raw {gb/a[0]:.2f} cpu {a[1]/gb:.2f}+{a[2]/gb:.2f} ratio {a[0]/dt:.2f}",flush=True)
+    python bench/hop.py [--sizes 64KiB,1MiB,16MiB,64MiB] [--repeats 5] [--peers raw,gloo,grpc] [--json FILE]
+
+GB is 1e9 bytes. A stream is sized to take --seconds; each repetition measures all transports one after the other, in
+rotating order, so that noise hits all alike. The ratio to raw is the median of the ratios within each repetition.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import os
+import platform
+import statistics
+import sys
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import click
+from pair import KINDS, BenchError, Pair, Stream
+
+UNITS = {"KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30}
+HEAD = (
+    "transport", "tensor", "n", "GB/s (min-max)", "x raw (min-max)", "round trip ms", "CPU s/GB sender + receiver",
+    "new buffers",
+)  # fmt: skip
+
+
+def parse_size(text: str) -> int:
+    """Reads a size such as `64KiB`.
+
+    Raises:
+        click.BadParameter: It has no unit that is known, or is no whole number of float32.
+    """
+    unit = next((unit for unit in UNITS if text.endswith(unit)), None)
+    number = text.removesuffix(unit or "").strip()
+    if unit is None or not number.isdecimal() or int(number) == 0:
+        raise click.BadParameter(f"{text!r} is no size; write a whole number and one of {', '.join(UNITS)}: 64KiB")
+    return int(number) * UNITS[unit]
+
+
+def size_text(nbytes: int) -> str:
+    """Gives the size as `parse_size` reads it."""
+    unit = max((unit for unit in UNITS if nbytes % UNITS[unit] == 0), key=UNITS.__getitem__)
+    return f"{nbytes // UNITS[unit]} {unit}"
+
+
+def stream_length(pair: Pair, size: int, seconds: float) -> int:
+    """Warms up, and finds how many tensors of `size` elements a stream of `seconds` has; at least 2."""
+    pair.stream(size, 2)
+    n, wall_s = 2, pair.stream(size, 2).wall_s
+    while wall_s < seconds / 3:
+        n = max(2 * n, min(16 * n, int(n * seconds / wall_s)))
+        wall_s = pair.stream(size, n).wall_s
+    return max(2, round(n * seconds / wall_s))
+
+
+class Cell:
+    """What is measured of one transport at one size.
+
+    Args:
+        pair: The transport.
+        nbytes: Bytes of a tensor.
+        seconds: How long a stream shall take.
+    """
+
+    def __init__(self, pair: Pair, nbytes: int, seconds: float) -> None:
+        self.pair, self.nbytes, self.size = pair, nbytes, nbytes // 4
+        self.n = stream_length(pair, self.size, seconds)
+        round_trip_s = pair.echo(self.size, 3)
+        self.echoes = max(3, min(200, round(seconds / 2 / round_trip_s)))
+        pair.stream(self.size, self.n)
+        self._warm = pair.allocations()
+        self.streams: list[Stream] = []
+        self.round_trips_s: list[float] = []
+
+    def measure(self) -> None:
+        """Adds one repetition."""
+        self.streams.append(self.pair.stream(self.size, self.n))
+        self.round_trips_s.append(self.pair.echo(self.size, self.echoes))
+
+    @property
+    def rates(self) -> list[float]:
+        """GB/s of each repetition."""
+        return [self.n * self.nbytes / 1e9 / stream.wall_s for stream in self.streams]
+
+    def row(self, raw: Cell | None) -> dict[str, Any]:
+        """Gives the figures of this cell; ratios are None without raw."""
+        ratios = [] if raw is None else [ours / theirs for ours, theirs in zip(self.rates, raw.rates, strict=True)]
+        gb = self.n * self.nbytes / 1e9
+        allocated = self.pair.allocations()
+        return {
+            "transport": self.pair.kind,
+            "tensor_bytes": self.nbytes,
+            "tensors": self.n,
+            "gb_per_s": spread(self.rates),
+            "ratio_to_raw": spread(ratios) if ratios else None,
+            "round_trip_ms": spread([1e3 * seconds for seconds in self.round_trips_s]),
+            "cpu_sender_s_per_gb": spread([stream.sender_s / gb for stream in self.streams]),
+            "cpu_receiver_s_per_gb": spread([stream.receiver_s / gb for stream in self.streams]),
+            "cpu_both_s_per_gb": spread([(stream.sender_s + stream.receiver_s) / gb for stream in self.streams]),
+            "content_verified": True,  # a difference is a BenchError
+            "new_pool_buffers": None if allocated is None or self._warm is None else allocated - self._warm,
+        }
+
+
+def spread(samples: list[float]) -> dict[str, Any]:
+    """Gives median, least, greatest and all samples."""
+    return {"median": statistics.median(samples), "min": min(samples), "max": max(samples), "samples": samples}
+
+
+def measure(pairs: list[Pair], sizes: list[int], repeats: int, seconds: float) -> list[dict[str, Any]]:
+    """Measures all transports at all sizes; one row each."""
+    rows = []
+    for nbytes in sizes:
+        click.echo(f"{size_text(nbytes)}: warm-up", err=True)
+        cells = [Cell(pair, nbytes, seconds) for pair in pairs]
+        for repetition in range(repeats):
+            click.echo(f"{size_text(nbytes)}: repetition {repetition + 1} of {repeats}", err=True)
+            turn = repetition % len(cells)
+            for cell in cells[turn:] + cells[:turn]:
+                cell.measure()
+        raw = next((cell for cell in cells if cell.pair.kind == "raw"), None)
+        rows += [cell.row(raw) for cell in cells]
+    return rows
+
+
+def version(package: str) -> str:
+    """Gives the installed version of a distribution, or that there is none."""
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return "not installed"
+
+
+def cpu_model() -> str:
+    """Gives the processor's name as the system tells it."""
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+def environment() -> dict[str, Any]:
+    """Gives machine, versions and command of this run."""
+    import zmq
+
+    return {
+        "machine": {
+            "cpu": cpu_model(),
+            "cores": os.cpu_count(),
+            "kernel": f"{platform.system()} {platform.release()}",
+            "load_1min": os.getloadavg()[0],
+        },
+        "versions": {
+            "python": platform.python_version(),
+            "pyzmq": zmq.pyzmq_version(),
+            "libzmq": zmq.zmq_version(),
+            "torch": version("torch"),
+            "grpcio": version("grpcio"),
+        },
+        "command": " ".join(["python", *sys.argv]),
+    }
+
+
+def markdown(about: dict[str, Any], rows: list[dict[str, Any]]) -> str:
+    """Gives the table, with a line on where its figures come from."""
+    machine = about["machine"]
+    lines = [
+        f"{machine['cpu']}, {machine['cores']} cores, {machine['kernel']}, load {machine['load_1min']:.2f}; "
+        + ", ".join(f"{name} {number}" for name, number in about["versions"].items())
+        + f"; `{about['command']}`",
+        "",
+        "| " + " | ".join(HEAD) + " |",
+        "|" + "---|" * len(HEAD),
+    ]
+    for row in rows:
+        rate, ratio, trip = row["gb_per_s"], row["ratio_to_raw"], row["round_trip_ms"]["median"]
+        sender, receiver, both = (row[f"cpu_{who}_s_per_gb"]["median"] for who in ("sender", "receiver", "both"))
+        cells = (
+            row["transport"], size_text(row["tensor_bytes"]), str(row["tensors"]),
+            f"{rate['median']:.2f} ({rate['min']:.2f}-{rate['max']:.2f})",
+            "-" if ratio is None else f"{ratio['median']:.2f} ({ratio['min']:.2f}-{ratio['max']:.2f})",
+            f"{trip:.3g}", f"{sender:.2f} + {receiver:.2f} = {both:.2f}",
+            "-" if row["new_pool_buffers"] is None else str(row["new_pool_buffers"]),
+        )  # fmt: skip
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+@click.command(help=__doc__.split("\n\n", 1)[0] if __doc__ else None)
+@click.option("--sizes", default="64KiB,1MiB,16MiB,64MiB", show_default=True, help="Tensor sizes.")
+@click.option("--repeats", default=5, show_default=True, type=click.IntRange(1), help="Measured repetitions.")
+@click.option("--peers", default="raw,gloo,grpc", show_default=True, help="What to compare with; may be empty.")
+@click.option("--seconds", default=0.4, show_default=True, type=click.FloatRange(0.001, 10), help="Length of a stream.")
+@click.option("--codec", default="none", show_default=True, type=click.Choice(["none", "lz4"]), help="zmpsl's codec.")
+@click.option("--json", "json_file", type=click.Path(path_type=Path, dir_okay=False), help="File for all samples.")
+def main(sizes: str, repeats: int, peers: str, seconds: float, codec: str, json_file: Path | None) -> None:
+    tensor_bytes = [parse_size(text) for text in sizes.split(",")]
+    kinds = ["zmpsl", *filter(None, peers.split(","))]
+    for kind in kinds:
+        if kind not in KINDS or kinds.count(kind) > 1:
+            raise click.BadParameter(f"{kind!r} in --peers is not known or there twice; known are raw, gloo and grpc")
+    about = environment()
+    try:
+        with ExitStack() as stack:
+            pairs = []
+            for kind in kinds:
+                pairs.append(Pair(kind, codec))
+                stack.callback(pairs[-1].close)
+            for pair in pairs:
+                pair.connect()
+            rows = measure(pairs, tensor_bytes, repeats, seconds)
+    except BenchError as error:
+        raise click.ClickException(str(error)) from error
+    if json_file is not None:
+        settings = {"repeats": repeats, "seconds": seconds, "codec": codec}
+        json_file.write_text(json.dumps({**about, "settings": settings, "rows": rows}, indent=1) + "\n")
+    click.echo(markdown(about, rows))
+
+
+if __name__ == "__main__":
+    main()

@@ -23,7 +23,13 @@ from zmpsl.roles.manager import Manager
 from zmpsl.roles.member import Member
 from zmpsl.roles.owner import DataOwner
 
-TINY = ["train.rounds=2", "train.local_epochs=1", "data.args.limit=96", "data.args.test_limit=48", "train.batch_size=16"]
+TINY = [
+    "train.rounds=2",
+    "train.local_epochs=1",
+    "data.args.limit=96",
+    "data.args.test_limit=48",
+    "train.batch_size=16",
+]
 
 
 def job(*overrides: str, yaml: str = "") -> Job:
@@ -45,7 +51,11 @@ def differing(ours: dict[str, np.ndarray], reference: dict[str, np.ndarray]) -> 
     """Names of tensors that are not equal bit for bit."""
     if set(ours) != set(reference):
         return sorted(set(ours) ^ set(reference))
-    return [name for name in ours if ours[name].dtype != reference[name].dtype or ours[name].tobytes() != reference[name].tobytes()]
+    return [
+        name
+        for name in ours
+        if ours[name].dtype != reference[name].dtype or ours[name].tobytes() != reference[name].tobytes()
+    ]
 
 
 class ThreadedRun:
@@ -56,7 +66,11 @@ class ThreadedRun:
         manager = Manager(runs, job)
         manager.board.listeners.append(self.events.append)
         self.manager = ManagerNode(manager)
-        kinds = [Aggregator(runs), *(ComputeNode(runs) for _ in range(job.nodes)), *(DataOwner(runs) for _ in range(job.owners))]
+        kinds = [
+            Aggregator(runs),
+            *(ComputeNode(runs) for _ in range(job.nodes)),
+            *(DataOwner(runs) for _ in range(job.owners)),
+        ]
         self.nodes = [Node(member, self.manager.endpoint) for member in kinds]
 
     def __enter__(self) -> ThreadedRun:
@@ -88,9 +102,18 @@ class ThreadedRun:
 @contextlib.contextmanager
 def cli(*arguments: str, folder: Path) -> Iterator[subprocess.Popen[str]]:
     """A `zmpsl` process; ended, with all it started, when the test is done."""
-    environment = {**os.environ, "PYTHONWARNINGS": "default", "PYTHONPATH": os.pathsep.join([str(folder), str(Path(__file__).parent)])}
+    environment = {
+        **os.environ,
+        "PYTHONWARNINGS": "default",
+        "PYTHONPATH": os.pathsep.join([str(folder), str(Path(__file__).parent)]),
+    }
     process = subprocess.Popen(
-        [sys.executable, "-m", "zmpsl", *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=folder, env=environment
+        [sys.executable, "-m", "zmpsl", *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=folder,
+        env=environment,
     )
     family = psutil.Process(process.pid)
     try:

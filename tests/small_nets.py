@@ -17,7 +17,14 @@ def batch_norm_net(width: int = 6) -> list[nn.Module]:
         return nn.Sequential(nn.Conv2d(before, after, 3, padding=1, bias=False), nn.BatchNorm2d(after), nn.ReLU())
 
     pool = nn.Sequential(nn.AdaptiveAvgPool2d(2), nn.Flatten())
-    return [block(1, width), block(width, width), block(width, width), block(width, width), pool, nn.Linear(4 * width, 10)]
+    return [
+        block(1, width),
+        block(width, width),
+        block(width, width),
+        block(width, width),
+        pool,
+        nn.Linear(4 * width, 10),
+    ]
 
 
 def tiny_mlp(features: int = 64, width: int = 8) -> Iterator[nn.Module]:

@@ -13,7 +13,7 @@ import pytest
 from helpers import ThreadedRun, differing, global_state, job
 from reference import Reference, train
 
-from zmpsl.checkpoint import load_state_dict
+from zmpsl.checkpoint import load_state_dict, read_record
 from zmpsl.job import Job
 from zmpsl.launch.local import run
 from zmpsl.launch.memory import MemoryRun
@@ -23,16 +23,42 @@ DIGITS = ["data.name=digits", "data.args.limit=110", "data.args.test_limit=40"]
 
 # At least two blocks more than four hops need; batch norm, dropout and attention among them.
 MODELS = {
-    "mlp": ["model.name=mlp", "model.args.features=64", "model.args.hidden=[24, 24, 24, 24, 24, 24]", "data.name=flat_digits:split"],
+    "mlp": [
+        "model.name=mlp",
+        "model.args.features=64",
+        "model.args.hidden=[24, 24, 24, 24, 24, 24]",
+        "data.name=flat_digits:split",
+    ],
     "dropout": ["model.name=digits_cnn", "model.args.dropout=0.3", *DIGITS],
     "batch-norm": ["model.name=small_nets:batch_norm_net", *DIGITS],
-    "transformer": ["model.name=gpt_tiny", "model.args.width=16", "model.args.heads=2", "model.args.context=12", "model.args.vocab=30", "data.name=small_nets:letters", "optimizer.name=adam", "optimizer.lr.initial=0.003"],
+    "transformer": [
+        "model.name=gpt_tiny",
+        "model.args.width=16",
+        "model.args.heads=2",
+        "model.args.context=12",
+        "model.args.vocab=30",
+        "data.name=small_nets:letters",
+        "optimizer.name=adam",
+        "optimizer.lr.initial=0.003",
+    ],
 }
 
 
 def settings(model: str, hops: int, owners: int, micro: int, *more: str) -> Job:
-    sizes = [] if owners == 1 else ["data.partition.kind=sizes", f"data.partition.sizes={[1 + 0.7 * k for k in range(owners)]}"]
-    return job(*BASE, *MODELS[model], *sizes, f"compute_nodes={hops}", f"owners={owners}", f"train.micro_batches={micro}", *more)
+    sizes = (
+        []
+        if owners == 1
+        else ["data.partition.kind=sizes", f"data.partition.sizes={[1 + 0.7 * k for k in range(owners)]}"]
+    )
+    return job(
+        *BASE,
+        *MODELS[model],
+        *sizes,
+        f"compute_nodes={hops}",
+        f"owners={owners}",
+        f"train.micro_batches={micro}",
+        *more,
+    )
 
 
 @cache
@@ -42,7 +68,11 @@ def _reference(text: bytes) -> Reference:
 
 def reference(job: Job) -> Reference:
     """Cut points and links do not matter to the reference, so hops share one."""
-    return _reference(msgspec.json.encode(msgspec.structs.replace(job, compute_nodes=None, cuts="even", codec=Job().codec, network=Job().network)))
+    return _reference(
+        msgspec.json.encode(
+            msgspec.structs.replace(job, compute_nodes=None, cuts="even", codec=Job().codec, network=Job().network)
+        )
+    )
 
 
 CASES = [
@@ -59,7 +89,9 @@ def test_in_memory_with_random_schedule(model: str, hops: int, owners: int, micr
     wanted = settings(model, hops, owners, micro)
     ours = MemoryRun(wanted, seed=hops * 100 + owners * 10 + micro)
     scores = []
-    ours.manager.board.listeners.append(lambda event: scores.append(event.accuracy) if hasattr(event, "accuracy") else None)
+    ours.manager.board.listeners.append(
+        lambda event: scores.append(event.accuracy) if hasattr(event, "accuracy") else None
+    )
     ours.run()
     expected = reference(wanted)
     assert differing(global_state(ours.members), expected.states[-1]) == []
@@ -94,6 +126,15 @@ def test_settings(more: list[str]):
     ours = MemoryRun(wanted, seed=5)
     ours.run()
     assert differing(global_state(ours.members), reference(wanted).states[-1]) == []
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_resumed_run_equals_uninterrupted(tmp_path: Path, seed: int):
+    """The stored average once overtook the plan on its way to an owner, and was dropped: the run never began."""
+    wanted = settings("batch-norm", 2, 3, 1)
+    MemoryRun(msgspec.structs.replace(wanted, train=msgspec.structs.replace(wanted.train, rounds=1)), seed, tmp_path).run()
+    MemoryRun(wanted, seed, tmp_path, resume=read_record(tmp_path / "memory")).run()
+    assert differing(load_state_dict(tmp_path / "memory"), reference(wanted).states[-1]) == []
 
 
 @pytest.mark.parametrize("model", MODELS)

@@ -18,6 +18,12 @@ from zmpsl.data import load
 from zmpsl.job import parse_job
 
 
+@pytest.fixture(autouse=True)
+def _torchs_random_state_outlives_a_test():
+    with torch.random.fork_rng(devices=[]):
+        yield
+
+
 def job_of(*overrides):
     return parse_job("", "test", overrides)
 
@@ -51,8 +57,7 @@ def differs(left, right):
 
 def first_state(job):
     """The weights before round 0."""
-    with torch.random.fork_rng(devices=[]):
-        return reference.arrays(reference.initial_model(job).state_dict())
+    return reference.arrays(reference.initial_model(job).state_dict())
 
 
 def test_it_shares_no_code_with_what_runs():
@@ -74,13 +79,13 @@ def test_keys_are_those_of_the_written_definition():
 
 
 def test_two_owners_learn_the_digits():
-    """Accuracy and loss are sensible, and the accuracy is that of the weights given, over the whole test set."""
-    job = job_of("owners=2", "train.rounds=2", "train.local_epochs=1")
+    """Accuracy and loss are sensible; the accuracy is that of the weights given, on all test samples, no dropout."""
+    job = small_job("train.rounds=2", "data.args.limit=800", "train.batch_size=16", "model.args.dropout=0.2")
     result = reference.train(job)
     assert len(result.states) == len(result.accuracies) == len(result.losses) == 2
-    assert result.accuracies[-1] > 0.9
-    assert result.losses[1] < 0.5 * result.losses[0] < 1
-    model = nn.Sequential(*models.build("digits_cnn"))
+    assert result.accuracies[-1] > 0.85
+    assert result.losses[1] < 0.6 * result.losses[0]
+    model = nn.Sequential(*models.build("digits_cnn", dropout=0.2))
     model.load_state_dict({name: torch.from_numpy(array) for name, array in result.states[-1].items()})
     inputs, targets = load(job.data, job.seed).test.batch(np.arange(359))
     with torch.no_grad():
@@ -88,14 +93,14 @@ def test_two_owners_learn_the_digits():
     assert result.accuracies[-1] == pytest.approx(right, abs=1e-12)
 
 
-@pytest.mark.parametrize("kept", ["sgd, reset each round", "sgd, never reset", "adam, reset each round", "adam, never reset"])  # fmt: skip
-def test_one_owner_is_a_textbook_training_loop(kept):
-    """Of one owner there is nothing to average: bit for bit a plain loop, with one optimiser where its state is kept."""
-    name, _, rest = kept.partition(", ")
-    state = "average" if rest == "never reset" else "reset"
+@pytest.mark.parametrize("name", ["sgd", "adam"])
+@pytest.mark.parametrize("state", ["reset", "average"])
+def test_one_owner_is_a_textbook_training_loop(name, state):
+    """Of one owner there is nothing to average: bit for bit a plain loop, with one optimiser where state is kept."""
     job = job_of(
         "owners=1", "seed=5", "train.rounds=2", "train.local_epochs=2", "data.args.limit=150", f"optimizer.name={name}",
-        f"optimizer.state={state}", "optimizer.lr.initial=0.01",
+        f"optimizer.state={state}", "optimizer.lr={initial: 0.01, schedule: exponential, gamma: 0.5}",
+        "model.args.dropout=0.5",
     )  # fmt: skip
     result = reference.train(job)
 
@@ -104,11 +109,10 @@ def test_one_owner_is_a_textbook_training_loop(kept):
     images = torch.tensor(bunch.images[chosen, np.newaxis] / 16, dtype=torch.float32)
     labels = torch.tensor(bunch.target[chosen])
     layers = []
-    with torch.random.fork_rng(devices=[]):
-        blocks = models.build("digits_cnn")
-        for index in range(6):
-            torch.default_generator.manual_seed(seed_of(f"5/init/{index}"))
-            layers.append(next(blocks))
+    blocks = models.build("digits_cnn", dropout=0.5)
+    for index in range(6):
+        torch.default_generator.manual_seed(seed_of(f"5/init/{index}"))
+        layers.append(next(blocks))
     model = nn.Sequential(*layers)
     optimizer = None
     for round_ in range(2):
@@ -117,12 +121,17 @@ def test_one_owner_is_a_textbook_training_loop(kept):
                 optimizer = torch.optim.Adam(model.parameters(), lr=0.01, weight_decay=1e-4)
             else:
                 optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9, weight_decay=1e-4)
+        optimizer.param_groups[0]["lr"] = [0.01, 0.005][round_]
         losses = []
         for epoch in range(2):
             rng = np.random.Generator(np.random.PCG64(seed_of(f"5/shuffle/0/{round_}/{epoch}")))
-            for indices in torch.from_numpy(rng.permutation(150)).split(32):
+            for batch, indices in enumerate(torch.from_numpy(rng.permutation(150)).split(32)):
                 optimizer.zero_grad()
-                loss = nn.functional.cross_entropy(model(images[indices]), labels[indices])
+                logits = images[indices]
+                for index, layer in enumerate(layers):
+                    torch.default_generator.manual_seed(seed_of(f"5/forward/0/{round_}/{epoch}/{batch}/0/{index}"))
+                    logits = layer(logits)
+                loss = nn.functional.cross_entropy(logits, labels[indices])
                 loss.backward()
                 optimizer.step()
                 losses += [loss.item()] * len(indices)
@@ -138,8 +147,8 @@ def test_owners_who_take_one_plain_step_make_a_step_down_the_gradient_of_all_sam
     whole = reference.train(small_job(*plain, "owners=1"))
     assert_close(split.states[0], whole.states[0], atol=1e-6)
     assert split.losses[0] == pytest.approx(whole.losses[0], rel=1e-6)
-    even = reference.train(small_job(*plain, "owners=3", "data.partition.kind=shards", "data.partition.shards_per_owner=1"))  # fmt: skip
-    assert_close(even.states[0], whole.states[0], atol=1e-6)
+    skewed = reference.train(small_job(*plain, "owners=3", "data.partition.kind=shards"))
+    assert_close(skewed.states[0], whole.states[0], atol=1e-6)
 
 
 def test_micro_batches_change_no_more_than_rounding():
@@ -149,12 +158,11 @@ def test_micro_batches_change_no_more_than_rounding():
         cut = reference.train(small_job("train.batch_size=32", f"train.micro_batches={pieces}"))
         assert_close(cut.states[0], whole.states[0], atol=1e-5)
         assert cut.losses[0] == pytest.approx(whole.losses[0], rel=1e-5)
-        assert cut.accuracies == whole.accuracies
         assert differs(cut.states[0], whole.states[0])  # they were cut at all
 
 
 def test_averages_equal_exact_fractions_in_any_order():
-    """Values over 60 binades that cancel each other; a plain float64 sum must be wrong somewhere, or nothing is shown."""
+    """Values over 60 binades that cancel; a plain float64 sum must be wrong somewhere, or nothing is shown."""
     rng = np.random.default_rng(1)
     values = (rng.standard_normal((5, 400)) * 2.0 ** rng.integers(-30, 30, (5, 400))).astype(np.float32)
     weights = [int(weight) for weight in rng.integers(1, 2**29, 4)]
@@ -184,16 +192,16 @@ def test_optimiser_state_is_averaged_with_the_weights_of_fedavg():
     sizes = ["data.partition.kind=sizes", "data.partition.sizes=[3, 1]", "data.args.limit=128", "train.batch_size=32"]
     job = small_job("optimizer.name=adam", "optimizer.state=average", *sizes)
     owners = reference.deal(job, load(job.data, job.seed))
-    with torch.random.fork_rng(devices=[]):
-        model = reference.initial_model(job)
-        zeros = reference.initial_memory(job, model)
-        trained = [reference.train_owner(job, model, zeros, owner, 0) for owner in owners]
+    model = reference.initial_model(job)
+    zeros = reference.initial_memory(job, model)
+    trained = [reference.train_owner(job, model, zeros, owner, 0) for owner in owners]
     memory = reference.weighted_mean([each[1] for each in trained], [each[2] for each in trained])
     assert [each[2] for each in trained] == [96, 32]
     assert list(memory) == list(zeros)
     assert memory["0.step"].shape == ()
     assert memory["0.step"] == np.float32((96 * 3 + 32 * 1) / 128)
-    kept, reset = (reference.train(small_job(*sizes, "train.rounds=2", f"optimizer.state={state}")) for state in ("average", "reset"))  # fmt: skip
+    two = ["train.rounds=2", *sizes]
+    kept, reset = (reference.train(small_job(*two, f"optimizer.state={state}")) for state in ("average", "reset"))
     assert_same(kept.states[0], reset.states[0])
     assert differs(kept.states[1], reset.states[1])
 
@@ -213,8 +221,7 @@ def test_batch_norm_averages_statistics_and_takes_the_count_of_owner_0():
     statistics = [name for name in end if "running" in name]
     assert all(not np.array_equal(start[name], end[name]) and np.isfinite(end[name]).all() for name in statistics)
     owners = reference.deal(job, load(job.data, job.seed))
-    with torch.random.fork_rng(devices=[]):
-        alone = reference.train_owner(job, reference.initial_model(job), {}, owners[0], 0)[0]
+    alone = reference.train_owner(job, reference.initial_model(job), {}, owners[0], 0)[0]
     assert all(not np.array_equal(alone[name], end[name]) for name in statistics)
 
 
@@ -231,6 +238,26 @@ def test_randomness_is_keyed_and_torchs_own_is_left_alone():
     assert (first.losses, first.accuracies) == (again.losses, again.accuracies)
     for change in ("seed=1", "model.args.dropout=0.0", "data.augment=none"):
         assert differs(first.states[0], reference.train(small_job(*noisy, change)).states[0]), change
+
+
+def test_every_use_of_randomness_has_its_own_key(monkeypatch):
+    """Of 2 owners, 2 rounds, 2 local epochs, 4 batches of 2 micro-batches, no two draw the same numbers."""
+    keys = []
+    plain = reference.key
+    monkeypatch.setattr(reference, "key", lambda *what: keys.append(what[1:]) or plain(*what))
+    job = small_job("train.rounds=2", "train.local_epochs=2", "train.micro_batches=2", "data.augment=crop-flip")
+    reference.train(job)
+    epochs = [(owner, round_, epoch) for round_ in range(2) for owner in range(2) for epoch in range(2)]
+    batches = [(*epoch, batch) for epoch in epochs for batch in range(4)]
+    wanted = {
+        "init": [(0,), *((block,) for block in range(7))],  # before the first block twice, and to learn of the end
+        "shuffle": epochs,
+        "augment": batches,
+        "forward": [(*batch, micro, block) for batch in batches for micro in range(2) for block in range(6)],
+    }
+    for purpose, numbers in wanted.items():
+        assert [tuple(used) for name, *used in keys if name == purpose] == numbers, purpose
+    assert {name for name, *_ in keys} == set(wanted)
 
 
 @pytest.mark.parametrize(
@@ -260,13 +287,14 @@ def test_owners_hold_back_a_share_for_their_own_tests():
 
 def test_batches_of_an_epoch():
     """Every sample once, in an order of its own per epoch; the options leave out what they say."""
-    def sizes(*overrides, epoch=0):
+
+    def of_epoch(*overrides, epoch=0):
         job = small_job("owners=1", "data.args.limit=70", *overrides)
         (owner,) = reference.deal(job, load(job.data, job.seed))
         return reference.batches(job, owner, 0, epoch)
 
-    assert [len(batch) for batch in sizes()] == [32, 32, 6]
-    assert [len(batch) for batch in sizes("train.drop_last=true")] == [32, 32]
-    assert [len(batch) for batch in sizes("train.max_batches=1")] == [32]
-    assert sorted(np.concatenate(sizes())) == list(range(70))
-    assert np.concatenate(sizes()).tolist() != np.concatenate(sizes(epoch=1)).tolist()
+    assert [len(batch) for batch in of_epoch()] == [32, 32, 6]
+    assert [len(batch) for batch in of_epoch("train.drop_last=true")] == [32, 32]
+    assert [len(batch) for batch in of_epoch("train.max_batches=1")] == [32]
+    assert sorted(np.concatenate(of_epoch())) == list(range(70))
+    assert np.concatenate(of_epoch()).tolist() != np.concatenate(of_epoch(epoch=1)).tolist()

@@ -29,7 +29,18 @@ from zmpsl.job.schema import Job
 from zmpsl.plan import Plan
 from zmpsl.state import Flat, Layout, Segment, digest
 
-__all__ = ["Record", "load_parts", "load_state_dict", "prune", "read_record", "round_folder", "save_parts", "write_index", "write_record", "write_text"]
+__all__ = [
+    "Record",
+    "load_parts",
+    "load_state_dict",
+    "prune",
+    "read_record",
+    "round_folder",
+    "save_parts",
+    "write_index",
+    "write_record",
+    "write_text",
+]
 
 INDEX = "model.safetensors.index.json"
 
@@ -90,7 +101,9 @@ def read_record(run: Path) -> Record:
     try:
         return msgspec.json.decode(path.read_bytes(), type=Record)
     except FileNotFoundError as error:
-        raise CheckpointError(f"{path} does not exist: {run} is no run folder, or its run ended before the first plan") from error
+        raise CheckpointError(
+            f"{path} does not exist: {run} is no run folder, or its run ended before the first plan"
+        ) from error
     except msgspec.DecodeError as error:
         raise CheckpointError(f"{path} is damaged: {error}") from error
 
@@ -122,7 +135,11 @@ def save_parts(run: Path, plan: Plan, round_: int, parts: Iterable[int], layout:
             path, temporary = folder / name, folder / f"{name}.tmp"
             try:
                 folder.mkdir(parents=True, exist_ok=True)
-                save_file({s.name: views[s.name] for s in segments}, temporary, {"run": plan.run, "round": str(round_), "part": str(part)})
+                save_file(
+                    {s.name: views[s.name] for s in segments},
+                    temporary,
+                    {"run": plan.run, "round": str(round_), "part": str(part)},
+                )
                 with temporary.open("rb") as file:
                     os.fsync(file.fileno())
                 temporary.replace(path)
@@ -130,7 +147,9 @@ def save_parts(run: Path, plan: Plan, round_: int, parts: Iterable[int], layout:
                 raise CheckpointError(f"cannot write {path}: {error}") from error
 
 
-def load_parts(run: Path, plan: Plan, round_: int, parts: Iterable[int], layout: Layout, flat: Flat, expected: str) -> None:
+def load_parts(
+    run: Path, plan: Plan, round_: int, parts: Iterable[int], layout: Layout, flat: Flat, expected: str
+) -> None:
     """Reads parts back into one flat state.
 
     Args:
@@ -152,18 +171,24 @@ def load_parts(run: Path, plan: Plan, round_: int, parts: Iterable[int], layout:
             for segment in segments:
                 tensor = tensors.get(segment.name)
                 if tensor is None or tensor.shape != segment.shape or tensor.dtype != segment.dtype:
-                    raise CheckpointError(f"{round_folder(run, round_) / name}: tensor {segment.name} is missing or not {segment.dtype}{list(segment.shape)}")
+                    raise CheckpointError(
+                        f"{round_folder(run, round_) / name}: tensor {segment.name} is missing or not {segment.dtype}{list(segment.shape)}"
+                    )
                 views[segment.name][...] = tensor
     found = digest(flat)
     if found != expected:
-        raise CheckpointError(f"checkpoint of round {round_} in {run} has digest {found[:16]}..., the record says {expected[:16]}...: the files were changed")
+        raise CheckpointError(
+            f"checkpoint of round {round_} in {run} has digest {found[:16]}..., the record says {expected[:16]}...: the files were changed"
+        )
 
 
 def _read(path: Path) -> dict[str, NDArray[np.generic]]:
     try:
         tensors: dict[str, NDArray[np.generic]] = load_file(path)
     except FileNotFoundError as error:
-        raise CheckpointError(f"{path} does not exist; copy the part files of the round from the hosts that wrote them") from error
+        raise CheckpointError(
+            f"{path} does not exist; copy the part files of the round from the hosts that wrote them"
+        ) from error
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"{path} is damaged: {error}") from error
     return tensors
@@ -177,7 +202,13 @@ def write_index(run: Path, plan: Plan, round_: int, digests: dict[str, str]) -> 
         for index in plan.blocks_of(part)
         for entry in plan.blocks[index].entries
     }
-    metadata = {"run": plan.run, "round": round_, "model": plan.job.model.name, "model_args": plan.job.model.args, "digests": digests}
+    metadata = {
+        "run": plan.run,
+        "round": round_,
+        "model": plan.job.model.name,
+        "model_args": plan.job.model.args,
+        "digests": digests,
+    }
     data = msgspec.json.encode({"metadata": metadata, "weight_map": weight_map})
     write_text(round_folder(run, round_) / INDEX, msgspec.json.format(data, indent=1))
 

@@ -60,16 +60,35 @@ def _with(*options: Callable[[Any], Any]) -> Callable[[Any], Any]:
 
 _job_options = _with(
     click.argument("job", type=PATH, required=False),
-    click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override a key of the job, such as train.rounds=5; it must exist."),
+    click.option(
+        "--set",
+        "overrides",
+        multiple=True,
+        metavar="KEY=VALUE",
+        help="Override a key of the job, such as train.rounds=5; it must exist.",
+    ),
 )
-_runs_option = click.option("--runs", type=PATH, default=Path("runs"), show_default=True, help="Folder in which the run's folder is made.")
+_runs_option = click.option(
+    "--runs", type=PATH, default=Path("runs"), show_default=True, help="Folder in which the run's folder is made."
+)
 _address_options = _with(
-    click.option("--bind", default="tcp://127.0.0.1:*", show_default=True, help="Where to listen; * takes any free port."),
-    click.option("--advertise", default=None, metavar="HOST", help="Name or address of this host to tell the others, when it is not the bound one."),
-    click.option("--unprotected", is_flag=True, help="Allow addresses other than loopback, on links without any protection."),
+    click.option(
+        "--bind", default="tcp://127.0.0.1:*", show_default=True, help="Where to listen; * takes any free port."
+    ),
+    click.option(
+        "--advertise",
+        default=None,
+        metavar="HOST",
+        help="Name or address of this host to tell the others, when it is not the bound one.",
+    ),
+    click.option(
+        "--unprotected", is_flag=True, help="Allow addresses other than loopback, on links without any protection."
+    ),
 )
 _member_options = _with(
-    click.option("--manager", required=True, metavar="ADDRESS", help="The manager's address, such as tcp://10.0.0.1:5600."),
+    click.option(
+        "--manager", required=True, metavar="ADDRESS", help="The manager's address, such as tcp://10.0.0.1:5600."
+    ),
     click.option("--place", default="", help="Place to take, such as owner-2 or node-0; any free one if not given."),
     _runs_option,
     _address_options,
@@ -85,11 +104,23 @@ def main() -> None:
 @main.command(epilog=EXIT_CODES)
 @_job_options
 @_runs_option
-@click.option("--name", default=None, help="Name of the run and its folder; made from the job's name and the time if not given.")
-@click.option("--resume", type=PATH, default=None, metavar="RUN_DIR", help="Go on with a run after its last committed round.")
+@click.option(
+    "--name", default=None, help="Name of the run and its folder; made from the job's name and the time if not given."
+)
+@click.option(
+    "--resume", type=PATH, default=None, metavar="RUN_DIR", help="Go on with a run after its last committed round."
+)
 @click.option("--print-config", is_flag=True, help="Print the full job with all defaults and do nothing else.")
 @click.option("--plain", is_flag=True, help="Plain lines instead of the live view.")
-def run(job: Path | None, overrides: tuple[str, ...], runs: Path, name: str | None, resume: Path | None, print_config: bool, plain: bool) -> None:
+def run(
+    job: Path | None,
+    overrides: tuple[str, ...],
+    runs: Path,
+    name: str | None,
+    resume: Path | None,
+    print_config: bool,
+    plain: bool,
+) -> None:
     """Train JOB (a YAML file; the built-in digits job if not given) with all roles on this machine."""
     from zmpsl.errors import JobError
     from zmpsl.job.load import dump_job
@@ -127,9 +158,20 @@ def _run_locally(settings: Job, runs: Path, name: str | None, resume: bool, plai
 @_job_options
 @_runs_option
 @click.option("--name", default=None, help="Name of the run and its folder.")
-@click.option("--resume", type=PATH, default=None, metavar="RUN_DIR", help="Go on with a run after its last committed round.")
+@click.option(
+    "--resume", type=PATH, default=None, metavar="RUN_DIR", help="Go on with a run after its last committed round."
+)
 @_address_options
-def manager(job: Path | None, overrides: tuple[str, ...], runs: Path, name: str | None, resume: Path | None, bind: str, advertise: str | None, unprotected: bool) -> None:
+def manager(
+    job: Path | None,
+    overrides: tuple[str, ...],
+    runs: Path,
+    name: str | None,
+    resume: Path | None,
+    bind: str,
+    advertise: str | None,
+    unprotected: bool,
+) -> None:
     """Run the manager; with JOB at once, without it wait until a job is submitted."""
     from zmpsl.checkpoint import read_record
     from zmpsl.launch.process import quiet_signals
@@ -164,7 +206,16 @@ def _stoppable(stop: Callable[[], None], quiet_signals: Callable[[Callable[[], o
     signal.signal(signal.SIGINT, on_interrupt)
 
 
-def _member(role: str, manager: str, place: str, runs: Path, bind: str, advertise: str | None, unprotected: bool, data_dir: Path | None = None) -> None:
+def _member(
+    role: str,
+    manager: str,
+    place: str,
+    runs: Path,
+    bind: str,
+    advertise: str | None,
+    unprotected: bool,
+    data_dir: Path | None = None,
+) -> None:
     import logging
 
     from zmpsl.launch.process import make_member, quiet_signals

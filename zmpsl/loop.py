@@ -54,7 +54,9 @@ def check_address(address: str, unprotected: bool) -> None:
     if not address.startswith("tcp://") or ":" not in address.removeprefix("tcp://"):
         raise JobError(f"address {address!r} must look like tcp://HOST:PORT")
     if not unprotected and host != "localhost" and host != "::1" and not host.startswith("127."):
-        raise JobError(f"{address} can be reached from other hosts, and the links carry no protection yet; say --unprotected if that network is yours alone")
+        raise JobError(
+            f"{address} can be reached from other hosts, and the links carry no protection yet; say --unprotected if that network is yours alone"
+        )
 
 
 class Node:
@@ -98,7 +100,6 @@ class Node:
         self._station = Station(member)
         self._order = count()
         self._poller = zmq.Poller()
-        self._poller.register(self._inbox.socket, zmq.POLLIN)
         self._poller.register(self._control.socket, zmq.POLLIN)
         self._blocked: set[str] = set()
         self._delayed: list[tuple[float, int, Send]] = []
@@ -148,7 +149,9 @@ class Node:
 
     def start(self) -> Node:
         """Works in a thread of its own."""
-        self._thread = threading.Thread(target=self._run_quietly, name=f"zmpsl {self.member.role} {self.member.place}".strip(), daemon=True)
+        self._thread = threading.Thread(
+            target=self._run_quietly, name=f"zmpsl {self.member.role} {self.member.place}".strip(), daemon=True
+        )
         self._thread.start()
         return self
 
@@ -243,7 +246,11 @@ class Node:
             self._away_since = now
         limit = self._network.lost_after_s if self.member.place else self._reach_s
         if now - self._away_since > limit:
-            self._fail(PeerLostError(f"the manager at {self._control.endpoint} has been out of reach for {now - self._away_since:.1f} s"))
+            self._fail(
+                PeerLostError(
+                    f"the manager at {self._control.endpoint} has been out of reach for {now - self._away_since:.1f} s"
+                )
+            )
         for link in self._links.values():
             if link.broken() and self._troubled_at is None and self._stop is None:
                 self._trouble(PeerLostError(f"{self.member.place} lost its connection to {link.name}"))
@@ -273,7 +280,9 @@ class Node:
         match action:
             case Send():
                 if self._network.jitter_s:
-                    due = max(self._due.get(action.to, 0.0), time.monotonic() + random.uniform(0.0, self._network.jitter_s))
+                    due = max(
+                        self._due.get(action.to, 0.0), time.monotonic() + random.uniform(0.0, self._network.jitter_s)
+                    )
                     self._due[action.to] = due
                     heapq.heappush(self._delayed, (due, next(self._order), action))
                 else:
@@ -290,6 +299,8 @@ class Node:
         self._network = job.network
         self._inbox.limit = job.network.max_tensor_bytes
         self._station.connect(action)
+        # Not before: a peer that has its plan already may send before ours is here, and that must wait, not be lost.
+        self._poller.register(self._inbox.socket, zmq.POLLIN)
         for name, endpoint in action.peers.items():
             self._links[name] = Link(self._context, name, endpoint, self._station.outboxes[name])
 

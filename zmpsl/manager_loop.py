@@ -37,7 +37,14 @@ class ManagerNode:
         JobError: The address needs `unprotected`.
     """
 
-    def __init__(self, manager: Manager, bind: str = "tcp://127.0.0.1:*", advertise: str | None = None, *, unprotected: bool = False) -> None:
+    def __init__(
+        self,
+        manager: Manager,
+        bind: str = "tcp://127.0.0.1:*",
+        advertise: str | None = None,
+        *,
+        unprotected: bool = False,
+    ) -> None:
         check_address(bind, unprotected)
         self.manager = manager
         self.state = State.NEW

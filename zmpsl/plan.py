@@ -14,7 +14,18 @@ from msgspec import Struct
 from zmpsl.errors import JobError
 from zmpsl.job.schema import Job
 
-__all__ = ["AGGREGATOR", "Block", "Entry", "Peer", "Plan", "check_cuts", "even_cuts", "fingerprint", "node_name", "owner_name"]
+__all__ = [
+    "AGGREGATOR",
+    "Block",
+    "Entry",
+    "Peer",
+    "Plan",
+    "check_cuts",
+    "even_cuts",
+    "fingerprint",
+    "node_name",
+    "owner_name",
+]
 
 AGGREGATOR = "aggregator"
 
@@ -152,8 +163,12 @@ def check_cuts(job: Job, blocks: int) -> tuple[int, ...]:
     """
     cuts = even_cuts(job, blocks) if job.cuts == "even" else tuple(job.cuts)
     if len(cuts) != job.parts - 1:
-        raise JobError(f"cuts: {list(cuts)} makes {len(cuts) + 1} parts, but {job.nodes} compute nodes need {job.parts - 1} cuts")
+        raise JobError(
+            f"cuts: {list(cuts)} makes {len(cuts) + 1} parts, but {job.nodes} compute nodes need {job.parts - 1} cuts"
+        )
     bounds = (0, *cuts, blocks)
     if any(low >= high for low, high in zip(bounds, bounds[1:], strict=False)):
-        raise JobError(f"cuts: {list(cuts)} must rise strictly between 0 and {blocks}, the number of blocks of {job.model.name}")
+        raise JobError(
+            f"cuts: {list(cuts)} must rise strictly between 0 and {blocks}, the number of blocks of {job.model.name}"
+        )
     return bounds

@@ -74,7 +74,9 @@ class Layout:
     def views(self, flat: Flat) -> dict[str, NDArray[np.generic]]:
         """Gives every tensor as an array over the buffer, without a copy."""
         return {
-            segment.name: flat[segment.offset : segment.offset + segment.nbytes].view(segment.dtype).reshape(segment.shape)
+            segment.name: flat[segment.offset : segment.offset + segment.nbytes]
+            .view(segment.dtype)
+            .reshape(segment.shape)
             for segment in self.segments
         }
 
@@ -106,10 +108,20 @@ def layout_of(blocks: tuple[Block, ...], indices: range, optimizer: Optimizer, s
     for index in indices:
         for entry in blocks[index].entries:
             if entry.dtype not in FLOATS + INTEGERS:
-                raise JobError(f"block {index} ({blocks[index].kind}): {entry.key} has dtype {entry.dtype}; known are {', '.join(FLOATS + INTEGERS)}")
+                raise JobError(
+                    f"block {index} ({blocks[index].kind}): {entry.key} has dtype {entry.dtype}; known are {', '.join(FLOATS + INTEGERS)}"
+                )
             wanted = [(f"{index}.{entry.key}", entry.dtype, entry.shape, entry.trained)]
             if entry.trained:
-                wanted += [(f"{index}.{entry.key}@{name}", entry.dtype if like else "float32", entry.shape if like else (), False) for name, like in extra]
+                wanted += [
+                    (
+                        f"{index}.{entry.key}@{name}",
+                        entry.dtype if like else "float32",
+                        entry.shape if like else (),
+                        False,
+                    )
+                    for name, like in extra
+                ]
             for name, dtype, shape, trained in wanted:
                 segment = Segment(name, dtype, shape, end, trained)
                 segments.append(segment)
@@ -185,7 +197,9 @@ class Average:
             here = slice(int(start), int(start) + values.size)
             values[:] = ((self._high[here] + self._low[here]) / self.weight).astype(segment.dtype)
             if not np.isfinite(values).all():
-                raise TrainingError(f"the average of {segment.name} is not finite; training has diverged, try a lower learning rate")
+                raise TrainingError(
+                    f"the average of {segment.name} is not finite; training has diverged, try a lower learning rate"
+                )
         if self._integers is not None:
             for segment in self._others:
                 here = slice(segment.offset, segment.offset + segment.nbytes)

@@ -19,7 +19,9 @@ from zmpsl.transport.control import ControlClient
 __all__ = ["submit"]
 
 
-def submit(job: Job, manager: str, *, watch: bool, unprotected: bool, tell: Callable[[str], object], reach_s: float = 10.0) -> None:
+def submit(
+    job: Job, manager: str, *, watch: bool, unprotected: bool, tell: Callable[[str], object], reach_s: float = 10.0
+) -> None:
     """Submits a job.
 
     Args:
@@ -53,7 +55,9 @@ def submit(job: Job, manager: str, *, watch: bool, unprotected: bool, tell: Call
                 if _over(message, tell):
                     return
             if not accepted and time.monotonic() > deadline:
-                raise NetworkError(f"the manager at {manager} has not answered for {reach_s:g} s; is it running, and is the address right?")
+                raise NetworkError(
+                    f"the manager at {manager} has not answered for {reach_s:g} s; is it running, and is the address right?"
+                )
     finally:
         client.send(Leave())
         client.close(0.5)
@@ -65,7 +69,9 @@ def _over(message: FromManager, tell: Callable[[str], object]) -> bool:
         case Refused():
             raise error_for(message.exit_code, message.text)
         case Publish():
-            tell(f"plan {message.plan.version}: {len(message.plan.owners)} owners, {len(message.plan.nodes)} compute nodes, cuts {list(message.plan.bounds[1:-1])}")
+            tell(
+                f"plan {message.plan.version}: {len(message.plan.owners)} owners, {len(message.plan.nodes)} compute nodes, cuts {list(message.plan.bounds[1:-1])}"
+            )
         case Committed():
             tell(f"round {message.round + 1} committed")
         case Finish():

@@ -79,8 +79,13 @@ def summarise(model: Model) -> tuple[Block, ...]:
     for _, block in build_blocks(model, 0, None):
         trained = {name for name, _ in block.named_parameters(remove_duplicate=False)}
         state = block.state_dict(keep_vars=True)
-        entries = tuple(Entry(name, str(tensor.dtype).removeprefix("torch."), tuple(tensor.shape), name in trained) for name, tensor in state.items())
+        entries = tuple(
+            Entry(name, str(tensor.dtype).removeprefix("torch."), tuple(tensor.shape), name in trained)
+            for name, tensor in state.items()
+        )
         summary.append(Block(type(block).__name__, entries))
     if len(summary) < 3:
-        raise JobError(f"model {model.name} has {len(summary)} blocks; a chain needs at least 3 (first part, one compute node, last part)")
+        raise JobError(
+            f"model {model.name} has {len(summary)} blocks; a chain needs at least 3 (first part, one compute node, last part)"
+        )
     return tuple(summary)

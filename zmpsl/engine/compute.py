@@ -92,7 +92,9 @@ class ComputeEngine:
         """
         replica, samples = self._replicas.pop(task.owner, None), self._samples.get(task.owner, 0)
         if replica is None or replica.saved or samples != task.count:
-            raise RemoteProtocolError(f"{task}: owner counts {task.count} samples, {samples} passed here, {replica.saved if replica else 0} unfinished")
+            raise RemoteProtocolError(
+                f"{task}: owner counts {task.count} samples, {samples} passed here, {replica.saved if replica else 0} unfinished"
+            )
         self.average.add(task.owner, replica.flat, task.count)
         self._spare.append(replica)
         self._closed.add(task.owner)
@@ -112,7 +114,9 @@ class ComputeEngine:
         if replica is None:
             if task.owner in self._closed:
                 raise RemoteProtocolError(f"{task}: owner {task.owner} has closed this round")
-            replica = self._spare.pop() if self._spare else Replica(self.base, task.owner, aligned(self.base.layout.nbytes))
+            replica = (
+                self._spare.pop() if self._spare else Replica(self.base, task.owner, aligned(self.base.layout.nbytes))
+            )
             replica.owner = task.owner
             replica.reset(self.round)
             self._replicas[task.owner] = replica

@@ -105,8 +105,15 @@ class Replica:
         self.owner = owner
         self.flat = flat
         self._views = _tensors(base.layout, flat)
-        self.blocks = [_rebind(block, index, self._views).train() for index, block in zip(base.indices, base.blocks, strict=True)]
-        self._parameters = [(f"{index}.{name}", p) for index, block in zip(base.indices, self.blocks, strict=True) for name, p in block.named_parameters() if p.requires_grad]
+        self.blocks = [
+            _rebind(block, index, self._views).train() for index, block in zip(base.indices, base.blocks, strict=True)
+        ]
+        self._parameters = [
+            (f"{index}.{name}", p)
+            for index, block in zip(base.indices, self.blocks, strict=True)
+            for name, p in block.named_parameters()
+            if p.requires_grad
+        ]
         self._optimizer = _optimizer(base.job.optimizer, [p for _, p in self._parameters])
         self._saved: dict[Key, tuple[Tensor, Tensor]] = {}
 
@@ -170,13 +177,17 @@ class Replica:
             loss.backward()  # type: ignore[no-untyped-call]
         elif gradient is None or gradient.shape != output.shape or gradient.dtype != output.dtype:
             got = None if gradient is None else f"{gradient.dtype}{list(gradient.shape)}"
-            raise RemoteProtocolError(f"owner {self.owner}: gradient {got} for an output {output.dtype}{list(output.shape)}")
+            raise RemoteProtocolError(
+                f"owner {self.owner}: gradient {got} for an output {output.dtype}{list(output.shape)}"
+            )
         elif output.requires_grad:
             output.backward(gradient)  # type: ignore[no-untyped-call]
         if not leaf.requires_grad:
             return None
         if leaf.grad is None:
-            raise TrainingError(f"blocks {self.base.indices.start} to {self.base.indices.stop - 1} give no gradient for their input")
+            raise TrainingError(
+                f"blocks {self.base.indices.start} to {self.base.indices.stop - 1} give no gradient for their input"
+            )
         return leaf.grad.contiguous()
 
     def update(self) -> None:
@@ -190,5 +201,13 @@ def _optimizer(settings: Optimizer, parameters: Sequence[nn.Parameter]) -> torch
     if not parameters:
         return None
     if settings.name == "adam":
-        return torch.optim.Adam(parameters, lr=settings.lr.initial, betas=(settings.beta1, settings.beta2), eps=settings.eps, weight_decay=settings.weight_decay)
-    return torch.optim.SGD(parameters, lr=settings.lr.initial, momentum=settings.momentum, weight_decay=settings.weight_decay)
+        return torch.optim.Adam(
+            parameters,
+            lr=settings.lr.initial,
+            betas=(settings.beta1, settings.beta2),
+            eps=settings.eps,
+            weight_decay=settings.weight_decay,
+        )
+    return torch.optim.SGD(
+        parameters, lr=settings.lr.initial, momentum=settings.momentum, weight_decay=settings.weight_decay
+    )

@@ -117,7 +117,13 @@ def _python_type(info: msgspec.inspect.Type) -> Any:
 def _nearest(key: str, names: Iterable[str]) -> str:
     names = list(names)
     close = difflib.get_close_matches(key, names, n=1, cutoff=0.5)
-    return f"; did you mean {close[0]!r}?" if close else f"; known keys are {', '.join(names)}" if names else "; it has no keys below it"
+    return (
+        f"; did you mean {close[0]!r}?"
+        if close
+        else f"; known keys are {', '.join(names)}"
+        if names
+        else "; it has no keys below it"
+    )
 
 
 _PATH = re.compile(r" - at `(?P<path>\$[^`]*)`$")
@@ -139,7 +145,9 @@ def _explain(message: str, data: dict[str, Any], tree: yaml.Node | None, source:
         text = f"unknown key {'.'.join(parts)!r}{_nearest(unknown['key'], _fields(here) or {})}"
     else:
         text = f"{'.'.join(parts) or 'the job'}: {text[0].lower()}{text[1:]}{_got(data, parts)}"
-    origin = next((origins[key] for key in sorted(origins, reverse=True) if ("$." + ".".join(parts)).startswith(key)), None)
+    origin = next(
+        (origins[key] for key in sorted(origins, reverse=True) if ("$." + ".".join(parts)).startswith(key)), None
+    )
     return f"{origin or f'{source}:{_line(tree, parts)}'}: {text}"
 
 
@@ -170,19 +178,32 @@ def _line(node: yaml.Node | None, parts: list[str]) -> int:
 def _check(job: Job, source: str) -> None:
     """What no single field can tell."""
     if job.compute_nodes is not None and job.multihop_level is not None and job.multihop_level != job.compute_nodes + 2:
-        raise JobError(f"{source}: compute_nodes {job.compute_nodes} and multihop_level {job.multihop_level} disagree; the level is the number of nodes + 2, give one of the two")
+        raise JobError(
+            f"{source}: compute_nodes {job.compute_nodes} and multihop_level {job.multihop_level} disagree; the level is the number of nodes + 2, give one of the two"
+        )
     if job.cuts != "even":
         if job.first_cut is not None or job.last_cut is not None:
             raise JobError(f"{source}: first_cut and last_cut are for cuts: even; here cuts are {list(job.cuts)}")
         if any(low >= high for low, high in zip(job.cuts, job.cuts[1:], strict=False)):
             raise JobError(f"{source}: cuts {list(job.cuts)} must rise strictly")
         if len(job.cuts) != job.parts - 1:
-            raise JobError(f"{source}: {len(job.cuts)} cuts make {len(job.cuts) + 1} parts, but {job.nodes} compute nodes need {job.parts - 1} cuts")
+            raise JobError(
+                f"{source}: {len(job.cuts)} cuts make {len(job.cuts) + 1} parts, but {job.nodes} compute nodes need {job.parts - 1} cuts"
+            )
     sizes = job.data.partition.sizes
     if (job.data.partition.kind == "sizes") != (sizes is not None) or (sizes is not None and len(sizes) != job.owners):
-        raise JobError(f"{source}: data.partition.sizes must list one number for each of the {job.owners} owners, with kind: sizes and only then")
-    known = {"owner", "aggregator", *(f"owner-{i}" for i in range(job.owners)), *(f"node-{i}" for i in range(job.nodes))}
+        raise JobError(
+            f"{source}: data.partition.sizes must list one number for each of the {job.owners} owners, with kind: sizes and only then"
+        )
+    known = {
+        "owner",
+        "aggregator",
+        *(f"owner-{i}" for i in range(job.owners)),
+        *(f"node-{i}" for i in range(job.nodes)),
+    }
     for link in job.codec.links:
         ends = link.split(">")
         if len(ends) != 2 or not set(ends) <= known:
-            raise JobError(f"{source}: codec.links: {link!r} is no link; write sender>receiver, such as owner>node-0 or node-0>node-1")
+            raise JobError(
+                f"{source}: codec.links: {link!r} is no link; write sender>receiver, such as owner>node-0 or node-0>node-1"
+            )

@@ -25,29 +25,57 @@ class Settings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
 class Model(Settings, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """The network, as a list of atomic blocks."""
 
-    name: Annotated[str, Meta(description="a model of the zoo (`zmpsl models` lists them) or `module:function` returning a list of nn.Modules")] = "digits_cnn"
-    args: Annotated[dict[str, Any], Meta(description="keyword arguments of the model's function")] = field(default_factory=dict)
+    name: Annotated[
+        str,
+        Meta(
+            description="a model of the zoo (`zmpsl models` lists them) or `module:function` returning a list of nn.Modules"
+        ),
+    ] = "digits_cnn"
+    args: Annotated[dict[str, Any], Meta(description="keyword arguments of the model's function")] = field(
+        default_factory=dict
+    )
 
 
 class Partition(Settings, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """How one data set is dealt out to the data owners."""
 
-    kind: Annotated[Literal["iid", "dirichlet", "shards", "sizes"], Meta(description="`iid` equal random shares; `dirichlet` skewed labels; `shards` few labels per owner; `sizes` unequal random shares")] = "iid"
+    kind: Annotated[
+        Literal["iid", "dirichlet", "shards", "sizes"],
+        Meta(
+            description="`iid` equal random shares; `dirichlet` skewed labels; `shards` few labels per owner; `sizes` unequal random shares"
+        ),
+    ] = "iid"
     alpha: Annotated[float, Meta(gt=0, description="dirichlet: the smaller, the more skewed")] = 0.5
     shards_per_owner: Annotated[Count, Meta(description="shards: label-sorted pieces each owner gets")] = 2
-    sizes: Annotated[list[Annotated[float, Meta(gt=0)]] | None, Meta(description="sizes: relative share of each owner, one number per owner")] = None
+    sizes: Annotated[
+        list[Annotated[float, Meta(gt=0)]] | None,
+        Meta(description="sizes: relative share of each owner, one number per owner"),
+    ] = None
     min_samples: Annotated[Count, Meta(description="dirichlet: draw again until every owner has this many samples")] = 1
 
 
 class Data(Settings, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """What the owners train on."""
 
-    name: Annotated[str, Meta(description="`digits`, `mnist`, `fashion-mnist`, `cifar10`, `cifar100`, `text`, `synthetic`, or `module:function`")] = "digits"
-    dir: Annotated[str | None, Meta(description="folder with the data files; each owner may give its own with `--data-dir`")] = None
+    name: Annotated[
+        str,
+        Meta(
+            description="`digits`, `mnist`, `fashion-mnist`, `cifar10`, `cifar100`, `text`, `synthetic`, or `module:function`"
+        ),
+    ] = "digits"
+    dir: Annotated[
+        str | None, Meta(description="folder with the data files; each owner may give its own with `--data-dir`")
+    ] = None
     download: Annotated[bool, Meta(description="fetch a public data set into `dir` when it is not there")] = False
-    args: Annotated[dict[str, Any], Meta(description="further arguments of the data set, such as `context` for text or `limit`")] = field(default_factory=dict)
-    partition: Annotated[Partition, Meta(description="how the training samples are dealt out to the owners")] = Partition()
-    augment: Annotated[Literal["none", "crop-flip"], Meta(description="`crop-flip`: pad 4, random crop, random horizontal flip")] = "none"
+    args: Annotated[
+        dict[str, Any], Meta(description="further arguments of the data set, such as `context` for text or `limit`")
+    ] = field(default_factory=dict)
+    partition: Annotated[Partition, Meta(description="how the training samples are dealt out to the owners")] = (
+        Partition()
+    )
+    augment: Annotated[
+        Literal["none", "crop-flip"], Meta(description="`crop-flip`: pad 4, random crop, random horizontal flip")
+    ] = "none"
 
 
 class Train(Settings, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -56,17 +84,32 @@ class Train(Settings, frozen=True, forbid_unknown_fields=True, kw_only=True):
     rounds: Annotated[Count, Meta(description="global epochs; each ends with FedAvg")] = 3
     local_epochs: Annotated[Count, Meta(description="passes over an owner's data in one round (the paper's r)")] = 2
     batch_size: Annotated[Count, Meta(description="samples per batch; one optimiser step each")] = 32
-    micro_batches: Annotated[Annotated[int, Meta(ge=1, le=65535)], Meta(description="pieces a batch is cut into so that one owner alone can fill the chain")] = 1
-    schedule: Annotated[Literal["gpipe", "1f1b"], Meta(description="`gpipe`: all micro-batches of a batch enter at once; `1f1b`: at most as many as there are parts are under way")] = "1f1b"
+    micro_batches: Annotated[
+        Annotated[int, Meta(ge=1, le=65535)],
+        Meta(description="pieces a batch is cut into so that one owner alone can fill the chain"),
+    ] = 1
+    schedule: Annotated[
+        Literal["gpipe", "1f1b"],
+        Meta(
+            description="`gpipe`: all micro-batches of a batch enter at once; `1f1b`: at most as many as there are parts are under way"
+        ),
+    ] = "1f1b"
     drop_last: Annotated[bool, Meta(description="leave out a last batch that is shorter than batch_size")] = False
-    max_batches: Annotated[Count | None, Meta(description="stop a local epoch after this many batches (for short trials)")] = None
+    max_batches: Annotated[
+        Count | None, Meta(description="stop a local epoch after this many batches (for short trials)")
+    ] = None
 
 
 class LearningRate(Settings, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """The learning rate and how it changes from round to round."""
 
     initial: Annotated[float, Meta(gt=0, description="learning rate of round 0")] = 0.05
-    schedule: Annotated[Literal["constant", "step", "cosine", "exponential"], Meta(description="`step`: times gamma every step_rounds; `cosine`: down to 0 at the last round; `exponential`: times gamma every round")] = "constant"
+    schedule: Annotated[
+        Literal["constant", "step", "cosine", "exponential"],
+        Meta(
+            description="`step`: times gamma every step_rounds; `cosine`: down to 0 at the last round; `exponential`: times gamma every round"
+        ),
+    ] = "constant"
     gamma: Annotated[float, Meta(gt=0, le=1, description="factor of `step` and `exponential`")] = 0.1
     step_rounds: Annotated[Count, Meta(description="rounds between two steps of `step`")] = 10
 
@@ -81,16 +124,30 @@ class Optimizer(Settings, frozen=True, forbid_unknown_fields=True, kw_only=True)
     beta1: Annotated[Annotated[float, Meta(ge=0, lt=1)], Meta(description="adam: decay of the first moment")] = 0.9
     beta2: Annotated[Annotated[float, Meta(ge=0, lt=1)], Meta(description="adam: decay of the second moment")] = 0.999
     eps: Annotated[Annotated[float, Meta(gt=0)], Meta(description="adam: term added to the denominator")] = 1e-8
-    state: Annotated[Literal["reset", "average"], Meta(description="at a round's end: `reset` optimiser state to zero, or `average` it with the weights of FedAvg")] = "reset"
+    state: Annotated[
+        Literal["reset", "average"],
+        Meta(
+            description="at a round's end: `reset` optimiser state to zero, or `average` it with the weights of FedAvg"
+        ),
+    ] = "reset"
 
 
 class Evaluate(Settings, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """Evaluation of the global model after rounds."""
 
-    every: Annotated[Annotated[int, Meta(ge=0)], Meta(description="evaluate after every n-th round and after the last; 0: never")] = 1
+    every: Annotated[
+        Annotated[int, Meta(ge=0)], Meta(description="evaluate after every n-th round and after the last; 0: never")
+    ] = 1
     batch_size: Annotated[Count, Meta(description="samples per evaluation batch")] = 256
-    data: Annotated[Literal["shared", "owners"], Meta(description="`shared`: the data set's test samples, dealt out evenly; `owners`: a share each owner held back")] = "shared"
-    share: Annotated[Annotated[float, Meta(gt=0, lt=1)], Meta(description="owners: the share of its samples each owner holds back")] = 0.1
+    data: Annotated[
+        Literal["shared", "owners"],
+        Meta(
+            description="`shared`: the data set's test samples, dealt out evenly; `owners`: a share each owner held back"
+        ),
+    ] = "shared"
+    share: Annotated[
+        Annotated[float, Meta(gt=0, lt=1)], Meta(description="owners: the share of its samples each owner holds back")
+    ] = 0.1
 
 
 class Codec(Settings, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -98,33 +155,72 @@ class Codec(Settings, frozen=True, forbid_unknown_fields=True, kw_only=True):
 
     activations: Annotated[CodecName, Meta(description="smashed data, on the way forward")] = "none"
     gradients: Annotated[CodecName, Meta(description="cut-layer gradients, on the way back")] = "none"
-    parts: Annotated[CodecName, Meta(description="the owners' first and last part, to and from the aggregator")] = "none"
-    links: Annotated[dict[str, CodecName], Meta(description="exceptions per link, such as `owner>node-0: lz4` or `node-0>node-1: none`")] = field(default_factory=dict)
+    parts: Annotated[CodecName, Meta(description="the owners' first and last part, to and from the aggregator")] = (
+        "none"
+    )
+    links: Annotated[
+        dict[str, CodecName],
+        Meta(description="exceptions per link, such as `owner>node-0: lz4` or `node-0>node-1: none`"),
+    ] = field(default_factory=dict)
 
 
 class Network(Settings, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """Sockets, limits and deadlines."""
 
-    credit_bytes: Annotated[Annotated[int, Meta(ge=1 << 16)], Meta(description="bytes an owner may have under way on one link")] = 64 << 20
-    max_tensor_bytes: Annotated[Annotated[int, Meta(ge=1 << 16, le=1 << 40)], Meta(description="a message that claims more than this is refused before memory is touched")] = 1 << 30
-    join_timeout_s: Annotated[Seconds, Meta(description="how long the manager waits for all roles to join and be ready")] = 120.0
+    credit_bytes: Annotated[
+        Annotated[int, Meta(ge=1 << 16)], Meta(description="bytes an owner may have under way on one link")
+    ] = 64 << 20
+    max_tensor_bytes: Annotated[
+        Annotated[int, Meta(ge=1 << 16, le=1 << 40)],
+        Meta(description="a message that claims more than this is refused before memory is touched"),
+    ] = 1 << 30
+    join_timeout_s: Annotated[
+        Seconds, Meta(description="how long the manager waits for all roles to join and be ready")
+    ] = 120.0
     lost_after_s: Annotated[Seconds, Meta(description="how long a role may be out of reach before the run stops")] = 5.0
-    jitter_s: Annotated[Annotated[float, Meta(ge=0, le=10)], Meta(description="random delay before each message, to show that timing changes no result")] = 0.0
+    jitter_s: Annotated[
+        Annotated[float, Meta(ge=0, le=10)],
+        Meta(description="random delay before each message, to show that timing changes no result"),
+    ] = 0.0
 
 
 class Job(Settings, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """One training job."""
 
-    name: Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$", description="names the run folder")] = "digits"
-    seed: Annotated[Annotated[int, Meta(ge=0, lt=2**53)], Meta(description="all randomness of the run follows from it")] = 0
+    name: Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$", description="names the run folder")] = (
+        "digits"
+    )
+    seed: Annotated[
+        Annotated[int, Meta(ge=0, lt=2**53)], Meta(description="all randomness of the run follows from it")
+    ] = 0
     model: Annotated[Model, Meta(description="the network")] = Model()
     data: Annotated[Data, Meta(description="the data")] = Data()
-    owners: Annotated[Annotated[int, Meta(ge=1, le=MAX_OWNERS)], Meta(description="number of data owners (the paper's K)")] = 4
-    compute_nodes: Annotated[Annotated[int, Meta(ge=1, le=MAX_NODES)] | None, Meta(description="number of compute nodes in the chain (the paper's N); 2 where neither this nor multihop_level is given")] = None
-    multihop_level: Annotated[Annotated[int, Meta(ge=3, le=MAX_NODES + 2)] | None, Meta(description="number of parts (the paper's P = N + 2), another way to say compute_nodes")] = None
-    cuts: Annotated[Literal["even"] | list[Count], Meta(description="`even`: equal block counts on the compute nodes; or the index of the first block of parts 1, 2, ..., P-1")] = "even"
-    first_cut: Annotated[Count | None, Meta(description="even: blocks of the owners' first part; 1 where not given")] = None
-    last_cut: Annotated[Count | None, Meta(description="even: index of the first block of the owners' last part; the last block where not given")] = None
+    owners: Annotated[
+        Annotated[int, Meta(ge=1, le=MAX_OWNERS)], Meta(description="number of data owners (the paper's K)")
+    ] = 4
+    compute_nodes: Annotated[
+        Annotated[int, Meta(ge=1, le=MAX_NODES)] | None,
+        Meta(
+            description="number of compute nodes in the chain (the paper's N); 2 where neither this nor multihop_level is given"
+        ),
+    ] = None
+    multihop_level: Annotated[
+        Annotated[int, Meta(ge=3, le=MAX_NODES + 2)] | None,
+        Meta(description="number of parts (the paper's P = N + 2), another way to say compute_nodes"),
+    ] = None
+    cuts: Annotated[
+        Literal["even"] | list[Count],
+        Meta(
+            description="`even`: equal block counts on the compute nodes; or the index of the first block of parts 1, 2, ..., P-1"
+        ),
+    ] = "even"
+    first_cut: Annotated[
+        Count | None, Meta(description="even: blocks of the owners' first part; 1 where not given")
+    ] = None
+    last_cut: Annotated[
+        Count | None,
+        Meta(description="even: index of the first block of the owners' last part; the last block where not given"),
+    ] = None
     train: Annotated[Train, Meta(description="rounds, epochs, batches")] = Train()
     optimizer: Annotated[Optimizer, Meta(description="optimiser")] = Optimizer()
     evaluate: Annotated[Evaluate, Meta(description="evaluation")] = Evaluate()

@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import islice
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
@@ -50,7 +51,14 @@ class Result:
     seconds: float
 
 
-def run(job: Job, runs: Path | str = "runs", name: str | None = None, *, resume: bool = False, on_event: Callable[[Event], None] | None = None) -> Result:
+def run(
+    job: Job,
+    runs: Path | str = "runs",
+    name: str | None = None,
+    *,
+    resume: bool = False,
+    on_event: Callable[[Event], None] | None = None,
+) -> Result:
     """Trains a job with all its roles on this machine.
 
     Args:
@@ -69,28 +77,23 @@ def run(job: Job, runs: Path | str = "runs", name: str | None = None, *, resume:
     folder = prepare(job, Path(runs), name, resume)
     seen = sum(1 for _ in read_events(folder / "metrics.jsonl")) if (folder / "metrics.jsonl").exists() else 0
     processes = _Processes(folder, job, resume)
-    last: EvaluationEvent | None = None
-    end: EndEvent | None = None
+    watch = _Watch(folder / "metrics.jsonl", seen, on_event)
     try:
         processes.start()
-        for number, event in enumerate(follow(folder / "metrics.jsonl", processes.manager_gone, lambda: time.sleep(0.1))):
-            if number < seen:
-                continue
-            if on_event is not None:
-                on_event(event)
-            last = event if isinstance(event, EvaluationEvent) else last
-            end = event if isinstance(event, EndEvent) else end
+        watch.until(processes.manager_gone)
     except KeyboardInterrupt:
         processes.interrupt()
-        end = EndEvent(time=time.time(), status="interrupted", text="interrupted", exit_code=130, seconds=0.0)
+        watch.until(processes.manager_gone)
     finally:
         processes.finish()
+    end, last = watch.end, watch.evaluation
     if (folder / "timeline").is_dir():
         merge(folder / "timeline", folder / "timeline.json")
     if end is None:
-        raise PeerLostError(f"the manager ended without a word ({processes.manager_end()}); see {folder / 'logs' / 'manager.log'}; go on with zmpsl run --resume {folder}")
+        text = f"the manager ended without a word ({processes.manager_end()}); see {folder / 'logs' / 'manager.log'}"
+        raise PeerLostError(text + _how_to_go_on(folder))
     if end.exit_code not in (0, 130):
-        raise error_for(end.exit_code, end.text)
+        raise error_for(end.exit_code, end.text + _how_to_go_on(folder))
     return Result(folder, end.status, end.text, end.exit_code, last.accuracy if last else None, end.seconds)
 
 
@@ -104,12 +107,27 @@ def prepare(job: Job, runs: Path, name: str | None, resume: bool) -> Path:
     folder = runs / (name or _free_name(runs, job.name))
     if resume:
         record = read_record(folder)
-        if (record.job.owners, record.job.nodes, record.job.model, record.job.seed) != (job.owners, job.nodes, job.model, job.seed):
-            raise JobError(f"{folder}: a run goes on with the owners, compute nodes, model and seed it began with; of the rest, train.rounds may change")
+        if (record.job.owners, record.job.nodes, record.job.model, record.job.seed) != (
+            job.owners,
+            job.nodes,
+            job.model,
+            job.seed,
+        ):
+            raise JobError(
+                f"{folder}: a run goes on with the owners, compute nodes, model and seed it began with; of the rest, train.rounds may change"
+            )
     elif (folder / "record.json").exists():
         raise JobError(f"{folder} already holds a run; go on with it by --resume {folder}, or choose another name")
     write_text(folder / "job.yaml", dump_job(job).encode())
     return folder
+
+
+def _how_to_go_on(folder: Path) -> str:
+    try:
+        last = read_record(folder).last
+    except ZmpslError:
+        return ""
+    return f"; go on after round {last + 1} with: zmpsl run --resume {folder}" if last >= 0 else ""
 
 
 def _free_name(runs: Path, job: str) -> str:
@@ -119,6 +137,26 @@ def _free_name(runs: Path, job: str) -> str:
         number += 1
         name = f"{base}-{number}"
     return name
+
+
+class _Watch:
+    """Follows the events of a run that is under way, past those of an earlier part of it."""
+
+    def __init__(self, path: Path, seen: int, on_event: Callable[[Event], None] | None) -> None:
+        self.evaluation: EvaluationEvent | None = None
+        self.end: EndEvent | None = None
+        self._path = path
+        self._seen = seen
+        self._on_event = on_event
+
+    def until(self, over: Callable[[], bool]) -> None:
+        """Passes on events until `over` says so and none is left."""
+        for event in islice(follow(self._path, over, lambda: time.sleep(0.1)), self._seen, None):
+            self._seen += 1
+            self.evaluation = event if isinstance(event, EvaluationEvent) else self.evaluation
+            self.end = event if isinstance(event, EndEvent) else self.end
+            if self._on_event is not None:
+                self._on_event(event)
 
 
 class _Processes:
@@ -139,10 +177,16 @@ class _Processes:
             multiprocessing.set_forkserver_preload(["zmpsl.launch.preload"])
         runs, name = self._folder.parent, self._folder.name
         here, there = fresh.Pipe(duplex=False)
-        self._manager = fresh.Process(target=manager_process, args=(runs, name, self._resume, there), name="manager", daemon=True)
+        self._manager = fresh.Process(
+            target=manager_process, args=(runs, name, self._resume, there), name="manager", daemon=True
+        )
         self._manager.start()
         there.close()
-        roles = [("aggregator", AGGREGATOR), *(("compute", node_name(i)) for i in range(self._job.nodes)), *(("owner", owner_name(i)) for i in range(self._job.owners))]
+        roles = [
+            ("aggregator", AGGREGATOR),
+            *(("compute", node_name(i)) for i in range(self._job.nodes)),
+            *(("owner", owner_name(i)) for i in range(self._job.owners)),
+        ]
         try:
             endpoint = here.recv()
         except EOFError:
@@ -150,7 +194,9 @@ class _Processes:
             raise ZmpslError(f"the manager could not start; see {self._folder / 'logs' / 'manager.log'}") from None
         for role, place in roles:
             context = fresh if role == "aggregator" else forked
-            process = context.Process(target=member_process, args=(role, runs, name, place, endpoint), name=place, daemon=True)
+            process = context.Process(
+                target=member_process, args=(role, runs, name, place, endpoint), name=place, daemon=True
+            )
             process.start()
             self._members.append(process)
 

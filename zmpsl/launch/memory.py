@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import Iterator
 from pathlib import Path
 
-
+from zmpsl.checkpoint import Record
 from zmpsl.codecs import by_number
 from zmpsl.errors import LocalProtocolError, ZmpslError, error_for
 from zmpsl.job.schema import Job
@@ -51,16 +51,31 @@ class MemoryRun:
         seed: Of the schedule.
         runs: Folder for checkpoints and metrics; None keeps nothing.
         name: Name of the run.
+        resume: Record of the run to go on with.
+        capture: Keep all bytes that travel between members.
 
     Attributes:
         members: The roles by place name, once the run is over.
         frames: All bytes that travelled between members, when `capture` was set.
     """
 
-    def __init__(self, job: Job, seed: int = 0, runs: Path | None = None, name: str = "memory", *, capture: bool = False) -> None:
+    def __init__(
+        self,
+        job: Job,
+        seed: int = 0,
+        runs: Path | None = None,
+        name: str = "memory",
+        *,
+        resume: Record | None = None,
+        capture: bool = False,
+    ) -> None:
         self.random = random.Random(seed)
-        self.manager = Manager(runs, job, name)
-        kinds: list[Member] = [Aggregator(runs), *(ComputeNode(runs) for _ in range(job.nodes)), *(DataOwner(runs) for _ in range(job.owners))]
+        self.manager = Manager(runs, job, name, resume)
+        kinds: list[Member] = [
+            Aggregator(runs),
+            *(ComputeNode(runs) for _ in range(job.nodes)),
+            *(DataOwner(runs) for _ in range(job.owners)),
+        ]
         self._places = {number: _Place(member, number) for number, member in enumerate(kinds)}
         self._by_name: dict[str, _Place] = {}
         self.capture = capture
@@ -83,7 +98,9 @@ class MemoryRun:
         while self.manager.exit is None:
             moves = [move for place in self._places.values() for move in self._moves(place)]
             if not moves:
-                raise LocalProtocolError(f"the run hangs in phase {self.manager.phase.value} of round {self.manager.round}")
+                raise LocalProtocolError(
+                    f"the run hangs in phase {self.manager.phase.value} of round {self.manager.round}"
+                )
             what, place, arg = self.random.choice(moves)
             self._move(what, place, arg)
         if self.manager.exit.exit_code:
@@ -94,9 +111,8 @@ class MemoryRun:
             yield "hear", place, ""
         if place.told:
             yield "tell", place, ""
-        for sender, queue in place.arriving.items():
-            if queue:
-                yield "arrive", place, sender
+        if place.station.outboxes:  # as over sockets, nothing is read before the plan is here
+            yield from (("arrive", place, sender) for sender, queue in place.arriving.items() if queue)
         for peer, outbox in place.station.outboxes.items():
             if outbox:
                 yield "leave", place, peer
@@ -160,5 +176,3 @@ class MemoryRun:
             for action in place.station.member.trouble(error, error.exit_code):
                 if isinstance(action, Say):
                     place.said.append(action.message)
-
-

@@ -38,15 +38,31 @@ class Aggregator(Member):
             if self.folder is None:
                 raise CheckpointError("a run that goes on needs a folder with its checkpoints")
             flat = np.zeros(self.layout.nbytes, np.uint8)
-            load_parts(self.folder, plan, plan.start_round - 1, (0, plan.parts - 1), self.layout, flat, plan.digests[AGGREGATOR])
+            load_parts(
+                self.folder,
+                plan,
+                plan.start_round - 1,
+                (0, plan.parts - 1),
+                self.layout,
+                flat,
+                plan.digests[AGGREGATOR],
+            )
             yield from self._send_global(plan, plan.start_round - 1, flat)
         yield Say(Ready(plan=plan.version))
 
     def handle(self, task: Task) -> Iterator[Action]:
         """Takes one owner's parts; with the last owner's, averages."""
         plan = self.plan
-        if plan is None or task.tensor is None or task.tensor.shape != (self.layout.nbytes,) or task.tensor.dtype != np.uint8 or task.count < 1:
-            raise RemoteProtocolError(f"{task}: owners hand in {self.layout.nbytes} bytes and at least 1 sample, not {task.count}")
+        if (
+            plan is None
+            or task.tensor is None
+            or task.tensor.shape != (self.layout.nbytes,)
+            or task.tensor.dtype != np.uint8
+            or task.count < 1
+        ):
+            raise RemoteProtocolError(
+                f"{task}: owners hand in {self.layout.nbytes} bytes and at least 1 sample, not {task.count}"
+            )
         if task.owner in self._in:
             raise RemoteProtocolError(f"{task}: handed in twice")
         with self.meter.measure("A", task):
@@ -72,6 +88,8 @@ class Aggregator(Member):
         if self.folder is not None and self.plan is not None:
             prune(self.folder, round_, self.plan.job.keep_checkpoints)
 
-    def _send_global(self, plan: Plan, round_: int, flat: np.ndarray[tuple[int, ...], np.dtype[np.uint8]]) -> Iterator[Action]:
+    def _send_global(
+        self, plan: Plan, round_: int, flat: np.ndarray[tuple[int, ...], np.dtype[np.uint8]]
+    ) -> Iterator[Action]:
         for owner in range(len(plan.owners)):
             yield Send(owner_name(owner), Task(Op.GLOBAL, plan.version, owner, round_, tensor=flat))

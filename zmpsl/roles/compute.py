@@ -47,7 +47,9 @@ class ComputeNode(Member):
         self.engine.begin(plan.start_round)
         names = {peer.name: peer.endpoint for peer in (*plan.nodes, *plan.owners)}
         ends = [peer.name for peer in plan.owners]
-        neighbours = (ends if self.hop == 0 else [node_name(self.hop - 1)]) + (ends if self.hop == self.hops - 1 else [node_name(self.hop + 1)])
+        neighbours = (ends if self.hop == 0 else [node_name(self.hop - 1)]) + (
+            ends if self.hop == self.hops - 1 else [node_name(self.hop + 1)]
+        )
         yield Connect(plan, 1 + self.hop, {name: names[name] for name in dict.fromkeys(neighbours)})
         yield Say(Ready(plan=plan.version))
 
@@ -96,7 +98,9 @@ class ComputeNode(Member):
         with self.meter.measure("A", task):
             digest = self.engine.commit()
             if self.folder is not None and self.plan is not None:
-                save_parts(self.folder, self.plan, self.round, [self.part], self.engine.base.layout, self.engine.base.flat)
+                save_parts(
+                    self.folder, self.plan, self.round, [self.part], self.engine.base.layout, self.engine.base.flat
+                )
         yield Say(Prepared(round=self.round, digests={self.place: digest}, stats=self.meter.stats()))
         # An owner may hear of the next round, and send, before we hear of it: be ready at once.
         self.meter.restart()
@@ -107,4 +111,6 @@ class ComputeNode(Member):
         if self.folder is None:
             raise RemoteProtocolError("a run that goes on needs a folder with its checkpoints")
         base = self.engine.base
-        load_parts(self.folder, plan, plan.start_round - 1, [self.part], base.layout, base.flat, plan.digests[self.place])
+        load_parts(
+            self.folder, plan, plan.start_round - 1, [self.part], base.layout, base.flat, plan.digests[self.place]
+        )

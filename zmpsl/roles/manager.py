@@ -15,15 +15,34 @@ from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
 
-
 from zmpsl import __version__
 from zmpsl.checkpoint import Record, write_index, write_record, write_text
 from zmpsl.errors import JobError, JoinError, PeerLostError, RemoteProtocolError, ZmpslError
 from zmpsl.job.load import dump_job
 from zmpsl.job.schema import Job
 from zmpsl.messages import (
-    PROTOCOL, Begin, Committed, Describe, Described, Evaluate, Evaluated, Finish, FromManager, Join, Leave, Ping, Prepared,
-    Progress, Publish, Ready, Refused, Submit, ToManager, Trained, Trouble, Welcome,
+    PROTOCOL,
+    Begin,
+    Committed,
+    Describe,
+    Described,
+    Evaluate,
+    Evaluated,
+    Finish,
+    FromManager,
+    Join,
+    Leave,
+    Ping,
+    Prepared,
+    Progress,
+    Publish,
+    Ready,
+    Refused,
+    Submit,
+    ToManager,
+    Trained,
+    Trouble,
+    Welcome,
 )  # fmt: skip
 from zmpsl.plan import AGGREGATOR, Block, Peer, Plan, check_cuts, fingerprint, node_name, owner_name
 from zmpsl.roles.actions import Action, Stop, Tell
@@ -69,7 +88,9 @@ class Manager:
         resume: Record of the run to go on with.
     """
 
-    def __init__(self, runs: Path | None = None, job: Job | None = None, run: str | None = None, resume: Record | None = None) -> None:
+    def __init__(
+        self, runs: Path | None = None, job: Job | None = None, run: str | None = None, resume: Record | None = None
+    ) -> None:
         self.runs = runs
         self.job = job
         self.phase = Phase.GATHERING
@@ -106,7 +127,11 @@ class Manager:
             for member in list(self._members.values()):
                 yield Tell(member.identity, Ping())
         limit = self.job.network.join_timeout_s if self.job is not None else None
-        if limit is not None and self.phase in (Phase.GATHERING, Phase.DESCRIBING, Phase.BUILDING) and now - self._since > limit:
+        if (
+            limit is not None
+            and self.phase in (Phase.GATHERING, Phase.DESCRIBING, Phase.BUILDING)
+            and now - self._since > limit
+        ):
             error = JoinError(f"after {limit:g} s (network.join_timeout_s) {self._who_is_missing()}")
             yield from self.finish(error.exit_code, str(error))
 
@@ -123,7 +148,9 @@ class Manager:
             del self._members[who]
             self.board.notice(f"{member} went before the run began; its place is free again")
         elif now - member.unreachable_since >= limit:
-            error = PeerLostError(f"{member} is lost: its connection has been closed for {now - member.unreachable_since:.1f} s")
+            error = PeerLostError(
+                f"{member} is lost: its connection has been closed for {now - member.unreachable_since:.1f} s"
+            )
             yield from self.finish(error.exit_code, str(error))
 
     def reachable(self, who: bytes) -> None:
@@ -211,7 +238,9 @@ class Manager:
 
     def _place_for(self, join: Join) -> str:
         if join.protocol != PROTOCOL:
-            raise JoinError(f"this manager speaks protocol {PROTOCOL} (zmpsl {__version__}), {join.role} speaks {join.protocol} (zmpsl {join.version}); install the same version on all hosts")
+            raise JoinError(
+                f"this manager speaks protocol {PROTOCOL} (zmpsl {__version__}), {join.role} speaks {join.protocol} (zmpsl {join.version}); install the same version on all hosts"
+            )
         if self.phase is not Phase.GATHERING:
             raise JoinError(f"the run is {self.phase.value}; all its places are taken")
         taken = {member.place: member for member in self._members.values()}
@@ -220,7 +249,9 @@ class Manager:
             if join.place not in places:
                 raise JoinError(f"{join.role} asks for place {join.place!r}; this job has {_listed(places)}")
             if join.place in taken:
-                raise JoinError(f"place {join.place} is taken by process {taken[join.place].join.pid} on {taken[join.place].join.host}; two cannot hold it")
+                raise JoinError(
+                    f"place {join.place} is taken by process {taken[join.place].join.pid} on {taken[join.place].join.host}; two cannot hold it"
+                )
             return join.place
         free = [place for place in places if place not in taken]
         if not free:
@@ -229,7 +260,11 @@ class Manager:
 
     def _places(self, role: str) -> list[str]:
         # Before there is a job nobody knows how many places there will be; the job refuses those too many.
-        owners, nodes = (self.job.owners, self.job.nodes) if self.job is not None else (len(self._members) + 1, len(self._members) + 1)
+        owners, nodes = (
+            (self.job.owners, self.job.nodes)
+            if self.job is not None
+            else (len(self._members) + 1, len(self._members) + 1)
+        )
         if role == "compute":
             return [node_name(hop) for hop in range(nodes)]
         if role == "owner":
@@ -240,7 +275,13 @@ class Manager:
 
     def _submit(self, who: bytes, job: Job) -> Iterator[Action]:
         if self.job is not None:
-            yield Tell(who, Refused(exit_code=JobError.exit_code, text=f"this manager already has job {self.job.name!r}; one manager runs one job"))
+            yield Tell(
+                who,
+                Refused(
+                    exit_code=JobError.exit_code,
+                    text=f"this manager already has job {self.job.name!r}; one manager runs one job",
+                ),
+            )
             return
         self.job = job
         self._since = None
@@ -248,7 +289,10 @@ class Manager:
         known = {place for role in ("compute", "owner", AGGREGATOR) for place in self._places(role)}
         for member in [m for m in self._members.values() if m.place not in known]:
             del self._members[member.identity]
-            yield Tell(member.identity, Refused(exit_code=JoinError.exit_code, text=f"job {job.name!r} has no place {member.place}"))
+            yield Tell(
+                member.identity,
+                Refused(exit_code=JoinError.exit_code, text=f"job {job.name!r} has no place {member.place}"),
+            )
         yield from self._maybe_describe()
 
     # -- the plan -----------------------------------------------------------------------------------------------------
@@ -259,7 +303,9 @@ class Manager:
     def _who_is_missing(self) -> str:
         missing = self._all_places() - {member.place for member in self._members.values()}
         if missing:
-            return f"still missing: {_listed(missing)}; start them with `zmpsl compute|owner|aggregator --manager ADDRESS`"
+            return (
+                f"still missing: {_listed(missing)}; start them with `zmpsl compute|owner|aggregator --manager ADDRESS`"
+            )
         return f"not ready: {_listed(member.place for member in self._members.values() if not member.ready)}"
 
     def _maybe_describe(self) -> Iterator[Action]:
@@ -283,7 +329,9 @@ class Manager:
             start_round=start, digests=digests,
         )  # fmt: skip
         if self.record is None:
-            self.record = Record(run=self._run, job=self.job, bounds=bounds, fingerprint=fingerprint(blocks), committed={})
+            self.record = Record(
+                run=self._run, job=self.job, bounds=bounds, fingerprint=fingerprint(blocks), committed={}
+            )
         self.record.job = self.job
         if self.folder is not None:
             write_record(self.folder, self.record)
@@ -328,7 +376,9 @@ class Manager:
 
     def _arrived(self, place: str, phase: Phase, round_: int) -> Iterator[Action]:
         if phase is not self.phase or round_ != self.round:
-            raise RemoteProtocolError(f"{place} speaks of {phase.value} round {round_}, the run is {self.phase.value} round {self.round}")
+            raise RemoteProtocolError(
+                f"{place} speaks of {phase.value} round {round_}, the run is {self.phase.value} round {self.round}"
+            )
         self._waiting.discard(place)
         if self._waiting:
             return
@@ -369,5 +419,3 @@ class Manager:
 def _listed(places: object) -> str:
     names = sorted(places, key=lambda name: (name.rstrip("0123456789"), len(name), name))  # type: ignore[call-overload]
     return ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
-
-

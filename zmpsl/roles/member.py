@@ -14,7 +14,20 @@ from pathlib import Path
 
 from zmpsl import __version__
 from zmpsl.errors import JoinError, RemoteProtocolError
-from zmpsl.messages import Begin, Committed, Describe, Evaluate, Finish, FromManager, Join, Progress, Publish, Refused, Trouble, Welcome
+from zmpsl.messages import (
+    Begin,
+    Committed,
+    Describe,
+    Evaluate,
+    Finish,
+    FromManager,
+    Join,
+    Progress,
+    Publish,
+    Refused,
+    Trouble,
+    Welcome,
+)
 from zmpsl.plan import Plan, fingerprint
 from zmpsl.roles.actions import Action, Say, Stop
 from zmpsl.roles.meter import Meter
@@ -55,7 +68,16 @@ class Member:
 
     def start(self, endpoint: str) -> Iterator[Action]:
         """Asks the manager for a place; `endpoint` is where peers reach our PULL."""
-        yield Say(Join(role=self.role, place=self.place, endpoint=endpoint, version=__version__, host=socket.gethostname(), pid=os.getpid()))
+        yield Say(
+            Join(
+                role=self.role,
+                place=self.place,
+                endpoint=endpoint,
+                version=__version__,
+                host=socket.gethostname(),
+                pid=os.getpid(),
+            )
+        )
 
     def hear(self, message: FromManager) -> Iterator[Action]:
         """Takes a message of the manager."""
@@ -86,7 +108,9 @@ class Member:
         """
         plan = self.plan
         if plan is None or task.plan != plan.version:
-            raise RemoteProtocolError(f"{task}: of plan {task.plan}, ours is {plan.version if plan else 'not there yet'}")
+            raise RemoteProtocolError(
+                f"{task}: of plan {task.plan}, ours is {plan.version if plan else 'not there yet'}"
+            )
         if task.owner >= len(plan.owners) or self.accepts(task.op) != task.sender:
             raise RemoteProtocolError(f"{task}: not for {self.place} from sender {task.sender}")
         if task.op is not Op.EVALUATE and task.op is not Op.GLOBAL and task.round != self.round:
@@ -175,7 +199,10 @@ class Member:
         ours = summarise(plan.job.model)
         if fingerprint(ours) == fingerprint(plan.blocks):
             return
-        where = next((i for i, (a, b) in enumerate(zip(ours, plan.blocks, strict=False)) if a != b), min(len(ours), len(plan.blocks)))
+        where = next(
+            (i for i, (a, b) in enumerate(zip(ours, plan.blocks, strict=False)) if a != b),
+            min(len(ours), len(plan.blocks)),
+        )
         raise JoinError(
             f"{self.place} on {socket.gethostname()}: model {plan.job.model.name} has fingerprint {fingerprint(ours)} with {len(ours)} blocks here, "
             f"the plan says {fingerprint(plan.blocks)} with {len(plan.blocks)}; they differ from block {where} on. "

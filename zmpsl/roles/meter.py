@@ -52,7 +52,14 @@ class Meter:
         """Gives what was done since `restart`."""
         sent, received, rejected = (now - before for now, before in zip(self._traffic(), self._before, strict=True))
         seconds = time.perf_counter() - self._since
-        return Stats(**self._seconds, round_s=seconds, tasks=self._tasks, sent_bytes=sent, received_bytes=received, rejected=rejected)
+        return Stats(
+            **self._seconds,
+            round_s=seconds,
+            tasks=self._tasks,
+            sent_bytes=sent,
+            received_bytes=received,
+            rejected=rejected,
+        )
 
     def restart(self) -> None:
         """Starts a new round: counts from zero, and writes the timeline so far."""

@@ -120,7 +120,9 @@ class DataOwner(Member):
         self.check_model(plan)
         self.data: OwnerData = self._load_data(plan)
         self.engine: OwnerEngine = OwnerEngine(plan, self.index)
-        self._batches = sum(len(self._epoch(plan, plan.start_round, epoch)) for epoch in range(plan.job.train.local_epochs))
+        self._batches = sum(
+            len(self._epoch(plan, plan.start_round, epoch)) for epoch in range(plan.job.train.local_epochs)
+        )
         ends = {peer.name: peer.endpoint for peer in (plan.nodes[0], plan.nodes[-1], plan.aggregator)}
         yield Connect(plan, OWNER_SENDER, ends)
         if plan.start_round == 0:
@@ -166,7 +168,13 @@ class DataOwner(Member):
     def progress(self) -> Progress:
         """Tells batches and loss so far."""
         tally = self._tally
-        return Progress(round=self.round, batches=tally.batches, loss_sum=tally.loss_sum, samples=tally.samples, stats=self.meter.stats())
+        return Progress(
+            round=self.round,
+            batches=tally.batches,
+            loss_sum=tally.loss_sum,
+            samples=tally.samples,
+            stats=self.meter.stats(),
+        )
 
     # -- training -----------------------------------------------------------------------------------------------------
 
@@ -177,7 +185,9 @@ class DataOwner(Member):
 
     def _epoch(self, plan: Plan, round_: int, epoch: int) -> list[Any]:
         train = plan.job.train
-        return self.data.batches(plan.job.seed, self.index, round_, epoch, train.batch_size, train.drop_last, train.max_batches)
+        return self.data.batches(
+            plan.job.seed, self.index, round_, epoch, train.batch_size, train.drop_last, train.max_batches
+        )
 
     def _start_round(self, round_: int) -> None:
         plan = self._plan()
@@ -195,10 +205,16 @@ class DataOwner(Member):
         import torch
 
         plan = self._plan()
-        epoch, number, indices = next(self._order, (None, None, None)) if self._order is not None else (None, None, None)
+        epoch, number, indices = (
+            next(self._order, (None, None, None)) if self._order is not None else (None, None, None)
+        )
         if epoch is None or number is None:
             return
-        rng = generator(plan.job.seed, "augment", self.index, self.round, epoch, number) if plan.job.data.augment != "none" else None
+        rng = (
+            generator(plan.job.seed, "augment", self.index, self.round, epoch, number)
+            if plan.job.data.augment != "none"
+            else None
+        )
         inputs, targets = self.data.train.batch(indices, rng)
         # Sizes as numpy.array_split deals them: the first micro-batches take the rest.
         pieces = min(plan.job.train.micro_batches, len(indices))
@@ -210,7 +226,17 @@ class DataOwner(Member):
 
         micro = batch.sent
         batch.sent += 1
-        task = Task(Op.FORWARD, self._plan().version, self.index, self.round, batch.epoch, batch.number, micro, batch.micros, batch.samples)
+        task = Task(
+            Op.FORWARD,
+            self._plan().version,
+            self.index,
+            self.round,
+            batch.epoch,
+            batch.number,
+            micro,
+            batch.micros,
+            batch.samples,
+        )
         with self.meter.measure("F", task):
             output = self.engine.first_forward(batch.inputs[micro], (self.round, batch.epoch, batch.number, micro))
         yield Send(node_name(0), task.reply(Op.FORWARD, to_array(output)))
@@ -222,7 +248,12 @@ class DataOwner(Member):
         if task.micro != batch.turned:
             raise RemoteProtocolError(f"{task}: micro-batch {batch.turned} of owner {self.index} must come first")
         with self.meter.measure("L", task):
-            gradient, loss = self.engine.last_part(to_tensor(task), batch.targets[task.micro], (task.round, task.epoch, task.batch, task.micro), batch.samples)
+            gradient, loss = self.engine.last_part(
+                to_tensor(task),
+                batch.targets[task.micro],
+                (task.round, task.epoch, task.batch, task.micro),
+                batch.samples,
+            )
         batch.turned += 1
         self._tally.loss_sum += loss * batch.samples
         yield Send(node_name(self.hops - 1), task.reply(Op.BACKWARD, to_array(gradient)))
@@ -262,8 +293,19 @@ class DataOwner(Member):
         close = Task(Op.CLOSE, plan.version, self.index, self.round, count=tally.samples)
         yield Send(node_name(0), close)
         # The state is not touched before the average of it comes back.
-        yield Send(AGGREGATOR, Task(Op.PART, plan.version, self.index, self.round, count=tally.samples, tensor=self.engine.flat))
-        yield Say(Trained(round=self.round, batches=tally.batches, loss_sum=tally.loss_sum, samples=tally.samples, stats=self.meter.stats()))
+        yield Send(
+            AGGREGATOR,
+            Task(Op.PART, plan.version, self.index, self.round, count=tally.samples, tensor=self.engine.flat),
+        )
+        yield Say(
+            Trained(
+                round=self.round,
+                batches=tally.batches,
+                loss_sum=tally.loss_sum,
+                samples=tally.samples,
+                stats=self.meter.stats(),
+            )
+        )
         self.meter.restart()
 
     # -- rounds -------------------------------------------------------------------------------------------------------
@@ -333,7 +375,11 @@ class DataOwner(Member):
 
     def _end_test(self, test: _Test) -> Iterator[Action]:
         self._test = None
-        yield Say(Evaluated(round=test.round, correct=test.correct, total=test.total, samples=test.samples, loss_sum=test.loss_sum))
+        yield Say(
+            Evaluated(
+                round=test.round, correct=test.correct, total=test.total, samples=test.samples, loss_sum=test.loss_sum
+            )
+        )
 
     # -- shared -------------------------------------------------------------------------------------------------------
 

@@ -6,10 +6,19 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-
 from zmpsl.messages import Evaluated, Prepared, Progress, Stats, Trained
 from zmpsl.observe.events import (
-    CommitEvent, EndEvent, EvaluationEvent, Event, EventLog, NoticeEvent, PlanEvent, PlanPart, ProgressEvent, RoleStats, RoundEvent,
+    CommitEvent,
+    EndEvent,
+    EvaluationEvent,
+    Event,
+    EventLog,
+    NoticeEvent,
+    PlanEvent,
+    PlanPart,
+    ProgressEvent,
+    RoleStats,
+    RoundEvent,
 )  # fmt: skip
 from zmpsl.plan import Plan
 
@@ -86,7 +95,9 @@ class Scoreboard:
         batches, loss = self._batches_and_loss()
         busy = {node: _busy(self._stats[node]) for node in self._nodes if node in self._stats}
         span = max(now - before, 1e-9)
-        shares = {node: min(1.0, max(0.0, (seconds - busy_before.get(node, 0.0)) / span)) for node, seconds in busy.items()}
+        shares = {
+            node: min(1.0, max(0.0, (seconds - busy_before.get(node, 0.0)) / span)) for node, seconds in busy.items()
+        }
         self._told = (now, batches, busy)
         self._emit(ProgressEvent(
             time=now, round=round_, phase="train" if phase == "training" else "evaluate", batches=batches, batches_total=self.batches_total,
@@ -119,7 +130,15 @@ class Scoreboard:
             # Summed in a fixed order, so that the figure does not depend on who came first.
             loss = sum(sorted(each.loss_sum for each in scores)) / total
             accuracy = sum(each.correct for each in scores) / total
-            self._emit(EvaluationEvent(time=time.time(), round=round_, accuracy=accuracy, loss=loss, samples=sum(each.samples for each in scores)))
+            self._emit(
+                EvaluationEvent(
+                    time=time.time(),
+                    round=round_,
+                    accuracy=accuracy,
+                    loss=loss,
+                    samples=sum(each.samples for each in scores),
+                )
+            )
 
     def end(self, exit_code: int, text: str) -> None:
         """The run is over."""

@@ -41,7 +41,13 @@ class Assembly:
                 self._begin(header)
         else:
             first, buffer = self._open.pop(header.task, (None, None))
-            if first is None or buffer is None or first.offset + first.raw != header.offset or first.shape != header.shape or first.dtype != header.dtype:
+            if (
+                first is None
+                or buffer is None
+                or first.offset + first.raw != header.offset
+                or first.shape != header.shape
+                or first.dtype != header.dtype
+            ):
                 raise RemoteProtocolError(f"chunk at {header.offset} of {header.task} does not follow what came before")
         self._open[header.task] = header, buffer
         return buffer[header.offset : header.offset + header.raw]
@@ -62,4 +68,6 @@ class Assembly:
     def _begin(self, header: Header) -> None:
         same = sum(task.owner == header.task.owner and task.sender == header.task.sender for task in self._open)
         if same >= MAX_OPEN_PER_OWNER:
-            raise RemoteProtocolError(f"owner {header.task.owner} has {same} unfinished tensors; the oldest sender gave up on them")
+            raise RemoteProtocolError(
+                f"owner {header.task.owner} has {same} unfinished tensors; the oldest sender gave up on them"
+            )

@@ -64,7 +64,11 @@ def bind(socket: zmq.Socket[bytes], address: str) -> None:
         socket.bind(address)
     except zmq.ZMQError as error:
         socket.close(linger=0)
-        hint = "choose another port, or 0 for any free one" if error.errno == zmq.EADDRINUSE else "is it an address of this host?"
+        hint = (
+            "choose another port, or 0 for any free one"
+            if error.errno == zmq.EADDRINUSE
+            else "is it an address of this host?"
+        )
         raise NetworkError(f"cannot bind {address}: {error.strerror}; {hint}") from error
 
 
@@ -78,7 +82,9 @@ class Inbox:
         advertise: Host to tell to peers instead of the bound one.
     """
 
-    def __init__(self, context: zmq.Context[zmq.Socket[bytes]], address: str, max_tensor_bytes: int, advertise: str | None = None) -> None:
+    def __init__(
+        self, context: zmq.Context[zmq.Socket[bytes]], address: str, max_tensor_bytes: int, advertise: str | None = None
+    ) -> None:
         self.socket = context.socket(zmq.PULL)
         configure(self.socket, MAX_MESSAGE, HIGH_WATER_MARK)
         bind(self.socket, address)
@@ -127,7 +133,9 @@ class Inbox:
             else:
                 frame = self.socket.recv(copy=False)
                 if len(frame.buffer) != header.size:
-                    raise RemoteProtocolError(f"{header.task}: chunk has {len(frame.buffer)} bytes, its header says {header.size}")
+                    raise RemoteProtocolError(
+                        f"{header.task}: chunk has {len(frame.buffer)} bytes, its header says {header.size}"
+                    )
                 by_number(header.codec).unpack_into(frame.buffer, place)
         except RemoteProtocolError:
             self._assembly.drop(header)

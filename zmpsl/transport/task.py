@@ -67,7 +67,19 @@ class Task:
 
     def reply(self, op: Op, tensor: Array | None) -> Task:
         """Gives the task that answers this one: same owner, round, epoch, batch and micro-batch."""
-        return Task(op, self.plan, self.owner, self.round, self.epoch, self.batch, self.micro, self.micros, self.count, 0, tensor)
+        return Task(
+            op,
+            self.plan,
+            self.owner,
+            self.round,
+            self.epoch,
+            self.batch,
+            self.micro,
+            self.micros,
+            self.count,
+            0,
+            tensor,
+        )
 
     def __str__(self) -> str:
         size = "" if self.tensor is None else f" {self.tensor.dtype}{list(self.tensor.shape)}"

@@ -127,7 +127,15 @@ def messages(task: Task, codec: Codec, credit: int) -> Iterator[tuple[bytes, mem
 
 
 def _header(
-    task: Task, codec: int, dtype: int, shape: tuple[int, ...], credit: int, total: int, offset: int, raw: int, size: int
+    task: Task,
+    codec: int,
+    dtype: int,
+    shape: tuple[int, ...],
+    credit: int,
+    total: int,
+    offset: int,
+    raw: int,
+    size: int,
 ) -> bytes:
     dims = (*shape, *_NO_DIMS[len(shape) :])
     body = _BODY.pack(
@@ -156,11 +164,23 @@ def parse(data: bytes, limit: int) -> Header:
     (magic, version, op, codec, dtype, ndim, zero, plan, owner, round_, epoch, batch, micro, micros, sender, zero2,
      count, credit, total, offset, raw, size, *dims) = _BODY.unpack_from(data)  # fmt: skip
     if magic != MAGIC or version != VERSION:
-        raise RemoteProtocolError(f"header with magic {magic!r} version {version}, expected {MAGIC!r} version {VERSION}")
+        raise RemoteProtocolError(
+            f"header with magic {magic!r} version {version}, expected {MAGIC!r} version {VERSION}"
+        )
     if _CRC.unpack_from(data, _BODY.size)[0] != crc32(data[: _BODY.size]):
         raise RemoteProtocolError("header checksum does not match")
-    if op not in _OPS or codec >= len(CODECS) or dtype > len(DTYPES) or ndim > MAX_DIMS or zero or zero2 or micro >= micros:
-        raise RemoteProtocolError(f"header with op {op} codec {codec} dtype {dtype} ndim {ndim} micro {micro} of {micros}")
+    if (
+        op not in _OPS
+        or codec >= len(CODECS)
+        or dtype > len(DTYPES)
+        or ndim > MAX_DIMS
+        or zero
+        or zero2
+        or micro >= micros
+    ):
+        raise RemoteProtocolError(
+            f"header with op {op} codec {codec} dtype {dtype} ndim {ndim} micro {micro} of {micros}"
+        )
     kind = DTYPES[dtype - 1] if dtype else None
     shape = tuple(dims[:ndim])
     _check_sizes(kind, shape, any(dims[ndim:]), total, offset, raw, size, codec, limit)

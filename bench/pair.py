@@ -1,0 +1,235 @@
+"""Two processes, sender and receiver of one transport, and the commands that make them work. For bench/hop.py.
+
+Commands and figures are small tuples on a pipe; tensors never are. The processes live through all repetitions, and a
+transport that is not being measured waits in a read, so it costs the others nothing.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing
+import os
+import statistics
+import sys
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from multiprocessing.connection import Connection
+from typing import Any, NamedTuple
+from zlib import crc32
+
+import numpy as np
+from peers import TIMEOUT_S, End, Gloo, Grpc, Raw, Tensor
+
+__all__ = ["KINDS", "BenchError", "Pair", "Stream"]
+
+# Starting a side may have to import torch on a busy machine.
+START_S = 120
+
+
+def _zmpsl(receiver: bool, codec: str) -> End:
+    from zmpsl_end import Zmpsl  # here: the other transports' processes need none of it
+
+    return Zmpsl(receiver, codec)
+
+
+KINDS: dict[str, Callable[[bool, str], End]] = {"zmpsl": _zmpsl, "raw": Raw, "gloo": Gloo, "grpc": Grpc}
+
+
+class BenchError(Exception):
+    """A side failed, did not answer in time, or received something else than was sent."""
+
+
+class Stream(NamedTuple):
+    """Figures of one stream.
+
+    Attributes:
+        wall_s: From the first send to the acknowledgement.
+        sender_s: CPU time of the sender's process in it, all threads.
+        receiver_s: The same of the receiver's.
+    """
+
+    wall_s: float
+    sender_s: float
+    receiver_s: float
+
+
+# -- in the two processes ---------------------------------------------------------------------------------------------
+
+
+def _fill(size: int) -> Tensor:
+    """Gives `size` numbers that look like activations after a ReLU, so that a codec has something to find."""
+    return np.maximum(np.random.default_rng(size).standard_normal(size, np.float32), 0)
+
+
+def _checksum(tensor: Tensor) -> int:
+    return crc32(tensor.data.cast("B"))
+
+
+@contextlib.contextmanager
+def _quiet_stdout() -> Iterator[None]:
+    """Sends file descriptor 1 to /dev/null: gloo reports its connection there, and stdout is for the table."""
+    sys.stdout.flush()
+    kept, nothing = os.dup(1), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nothing, 1)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 1)
+        os.close(kept)
+        os.close(nothing)
+
+
+class _Side:
+    """Carries out commands with an end; one method per command."""
+
+    def __init__(self, end: End, receiver: bool) -> None:
+        self._end, self._receiver = end, receiver
+        self._tensor = np.zeros(0, np.float32)
+        self._streams = 0
+
+    def connect(self, peer: str) -> None:
+        self._end.connect(peer)
+
+    def stream(self, size: int, n: int) -> tuple[float, float, int]:
+        """Gives wall seconds, CPU seconds and the checksum of the last tensor."""
+        self._streams += 1
+        if self._receiver:
+            wall, cpu = time.perf_counter(), time.process_time()
+            last = self._end.receive(size, n)
+            cpu, wall = time.process_time() - cpu, time.perf_counter() - wall
+            return wall, cpu, _checksum(last)
+        if self._tensor.size != size:
+            self._tensor = _fill(size)
+        # Every stream carries other content, so a buffer that was not written cannot pass for one that was.
+        self._tensor[0] = self._tensor[-1] = self._streams
+        wall, cpu = time.perf_counter(), time.process_time()
+        self._end.send(self._tensor, n)
+        cpu, wall = time.process_time() - cpu, time.perf_counter() - wall
+        return wall, cpu, _checksum(self._tensor)
+
+    def echo(self, size: int, n: int) -> tuple[float, bool]:
+        """Gives the median seconds of a round trip, and whether the last tensor came back as it went."""
+        if self._receiver:
+            self._end.reflect(size, n)
+            return 0.0, True
+        took, back = [], self._tensor
+        for _ in range(n):
+            start = time.perf_counter()
+            back = self._end.echo(self._tensor)
+            took.append(time.perf_counter() - start)
+        return statistics.median(took), bool(np.array_equal(back, self._tensor))
+
+    def allocations(self) -> int | None:
+        return self._end.allocations()
+
+
+def _serve(pipe: Connection, kind: str, receiver: bool, codec: str) -> None:
+    """Main function of a side: obeys until the pipe is closed."""
+    end = None
+    try:
+        with _quiet_stdout():
+            end = KINDS[kind](receiver, codec)
+            side = _Side(end, receiver)
+            pipe.send(("ok", end.address))
+            while True:
+                name, *values = pipe.recv()
+                pipe.send(("ok", getattr(side, name)(*values)))
+    except (EOFError, BrokenPipeError, KeyboardInterrupt):
+        pass  # the parent is done
+    except Exception:
+        with contextlib.suppress(OSError):
+            pipe.send(("error", traceback.format_exc()))
+    finally:
+        if end is not None:
+            with contextlib.suppress(Exception):  # the other side may have gone first
+                end.close()
+
+
+# -- in the parent ----------------------------------------------------------------------------------------------------
+
+
+class Pair:
+    """Sender and receiver of one transport, connected.
+
+    Args:
+        kind: Key of KINDS.
+        codec: Codec of zmpsl's link; the others pack nothing.
+
+    Raises:
+        BenchError: A side could not start.
+    """
+
+    def __init__(self, kind: str, codec: str) -> None:
+        self.kind = kind
+        self._sides = []
+        context = multiprocessing.get_context("spawn")  # gloo and grpc do not survive a fork
+        for receiver in (True, False):
+            pipe, other = context.Pipe()
+            name = f"{kind} {'receiver' if receiver else 'sender'}"
+            process = context.Process(target=_serve, args=(other, kind, receiver, codec), name=name, daemon=True)
+            process.start()
+            other.close()
+            self._sides.append((pipe, process))
+
+    def connect(self) -> None:
+        """Waits until both sides have started, and connects them."""
+        addresses = [self._answer(side, START_S) for side in (0, 1)]
+        self._ask("connect", receiver=(addresses[1],), sender=(addresses[0],))
+
+    def stream(self, size: int, n: int) -> Stream:
+        """Sends n tensors of `size` elements one way.
+
+        Raises:
+            BenchError: The last tensor did not arrive as it was sent.
+        """
+        (_, receiver_s, arrived), (wall_s, sender_s, sent) = self._ask("stream", (size, n), (size, n))
+        if arrived != sent:
+            raise BenchError(f"{self.kind}: {size} float32 with CRC-32 {sent:08x} were sent, {arrived:08x} arrived")
+        return Stream(wall_s, sender_s, receiver_s)
+
+    def echo(self, size: int, n: int) -> float:
+        """Gives the median seconds of n round trips; the tensor is the last stream's.
+
+        Raises:
+            BenchError: The last tensor did not come back as it was sent.
+        """
+        _, (median_s, same) = self._ask("echo", (size, n), (size, n))
+        if not same:
+            raise BenchError(f"{self.kind}: {size} float32 did not come back as they were sent")
+        return float(median_s)
+
+    def allocations(self) -> int | None:
+        """Receive buffers both sides' pools have allocated so far; None without a pool."""
+        counts = self._ask("allocations", (), ())
+        return None if counts[0] is None else sum(counts)
+
+    def close(self) -> None:
+        """Ends both processes, by force where they do not follow."""
+        for pipe, _ in self._sides:
+            pipe.close()
+        for _, process in self._sides:
+            process.join(10)
+            if process.is_alive():
+                process.kill()
+                process.join(10)
+
+    def _ask(self, command: str, receiver: tuple[Any, ...], sender: tuple[Any, ...]) -> list[Any]:
+        for (pipe, process), values in zip(self._sides, (receiver, sender), strict=True):
+            try:
+                pipe.send((command, *values))
+            except OSError as error:
+                raise BenchError(f"{process.name} is gone (exit code {process.exitcode})") from error
+        return [self._answer(side, TIMEOUT_S + 30) for side in (0, 1)]
+
+    def _answer(self, side: int, limit_s: float) -> Any:
+        pipe, process = self._sides[side]
+        try:
+            if not pipe.poll(limit_s):
+                raise BenchError(f"{process.name} did not answer within {limit_s:.0f} s")
+            status, value = pipe.recv()
+        except (EOFError, OSError) as error:
+            raise BenchError(f"{process.name} ended without an answer (exit code {process.exitcode})") from error
+        if status != "ok":
+            raise BenchError(f"{process.name} failed:\n{value}")
+        return value
