@@ -71,14 +71,18 @@ class Cell:
         self.n = stream_length(pair, self.size, seconds)
         round_trip_s = pair.echo(self.size, 3)
         self.echoes = max(3, min(200, round(seconds / 2 / round_trip_s)))
-        pair.stream(self.size, self.n)
-        self._warm = pair.allocations()
+        pair.echo(self.size, self.echoes)
         self.streams: list[Stream] = []
         self.round_trips_s: list[float] = []
+        self.new_buffers = None if pair.allocations() is None else 0
 
     def measure(self) -> None:
         """Adds one repetition."""
+        before = self.pair.allocations()
         self.streams.append(self.pair.stream(self.size, self.n))
+        after = self.pair.allocations()
+        if before is not None and after is not None:
+            self.new_buffers = (self.new_buffers or 0) + after - before
         self.round_trips_s.append(self.pair.echo(self.size, self.echoes))
 
     @property
@@ -90,7 +94,6 @@ class Cell:
         """Gives the figures of this cell; ratios are None without raw."""
         ratios = [] if raw is None else [ours / theirs for ours, theirs in zip(self.rates, raw.rates, strict=True)]
         gb = self.n * self.nbytes / 1e9
-        allocated = self.pair.allocations()
         return {
             "transport": self.pair.kind,
             "tensor_bytes": self.nbytes,
@@ -102,7 +105,8 @@ class Cell:
             "cpu_receiver_s_per_gb": spread([stream.receiver_s / gb for stream in self.streams]),
             "cpu_both_s_per_gb": spread([(stream.sender_s + stream.receiver_s) / gb for stream in self.streams]),
             "content_verified": True,  # a difference is a BenchError
-            "new_pool_buffers": None if allocated is None or self._warm is None else allocated - self._warm,
+            "new_pool_buffers": self.new_buffers,
+            "other_cores": spread([stream.other_cores for stream in self.streams]),
         }
 
 
@@ -152,7 +156,6 @@ def environment() -> dict[str, Any]:
             "cpu": cpu_model(),
             "cores": os.cpu_count(),
             "kernel": f"{platform.system()} {platform.release()}",
-            "load_1min": os.getloadavg()[0],
         },
         "versions": {
             "python": platform.python_version(),
@@ -168,8 +171,9 @@ def environment() -> dict[str, Any]:
 def markdown(about: dict[str, Any], rows: list[dict[str, Any]]) -> str:
     """Gives the table, with a line on where its figures come from."""
     machine = about["machine"]
+    others = statistics.median(row["other_cores"]["median"] for row in rows)
     lines = [
-        f"{machine['cpu']}, {machine['cores']} cores, {machine['kernel']}, load {machine['load_1min']:.2f}; "
+        f"{machine['cpu']}, {machine['cores']} cores ({others:.1f} busy with other work), {machine['kernel']}; "
         + ", ".join(f"{name} {number}" for name, number in about["versions"].items())
         + f"; `{about['command']}`",
         "",

@@ -15,11 +15,12 @@ import time
 import traceback
 from collections.abc import Callable, Iterator
 from multiprocessing.connection import Connection
+from pathlib import Path
 from typing import Any, NamedTuple
 from zlib import crc32
 
 import numpy as np
-from peers import TIMEOUT_S, End, Gloo, Grpc, Raw, Tensor
+from peers import TIMEOUT_S, End, Gloo, Grpc, Raw
 
 __all__ = ["KINDS", "BenchError", "Pair", "Stream"]
 
@@ -47,23 +48,16 @@ class Stream(NamedTuple):
         wall_s: From the first send to the acknowledgement.
         sender_s: CPU time of the sender's process in it, all threads.
         receiver_s: The same of the receiver's.
+        other_cores: How many cores other processes kept busy meanwhile; 0 where the system does not tell.
     """
 
     wall_s: float
     sender_s: float
     receiver_s: float
+    other_cores: float
 
 
 # -- in the two processes ---------------------------------------------------------------------------------------------
-
-
-def _fill(size: int) -> Tensor:
-    """Gives `size` numbers that look like activations after a ReLU, so that a codec has something to find."""
-    return np.maximum(np.random.default_rng(size).standard_normal(size, np.float32), 0)
-
-
-def _checksum(tensor: Tensor) -> int:
-    return crc32(tensor.data.cast("B"))
 
 
 @contextlib.contextmanager
@@ -85,31 +79,40 @@ class _Side:
 
     def __init__(self, end: End, receiver: bool) -> None:
         self._end, self._receiver = end, receiver
-        self._tensor = np.zeros(0, np.float32)
+        self._tensor = np.zeros(0, np.float32)  # sender: what it sends; receiver: the last that came
         self._streams = 0
 
     def connect(self, peer: str) -> None:
         self._end.connect(peer)
 
-    def stream(self, size: int, n: int) -> tuple[float, float, int]:
-        """Gives wall seconds, CPU seconds and the checksum of the last tensor."""
-        self._streams += 1
+    def prepare(self, size: int) -> None:
+        """Sender: makes the next stream's tensor; no two are the same, so a buffer left unwritten cannot pass."""
         if self._receiver:
-            wall, cpu = time.perf_counter(), time.process_time()
-            last = self._end.receive(size, n)
-            cpu, wall = time.process_time() - cpu, time.perf_counter() - wall
-            return wall, cpu, _checksum(last)
+            return
+        self._streams += 1
         if self._tensor.size != size:
-            self._tensor = _fill(size)
-        # Every stream carries other content, so a buffer that was not written cannot pass for one that was.
+            # Like activations after a ReLU, so that a codec has something to find.
+            self._tensor = np.maximum(np.random.default_rng(size).standard_normal(size, np.float32), 0)
         self._tensor[0] = self._tensor[-1] = self._streams
+
+    def stream(self, size: int, n: int) -> tuple[float, float]:
+        """Gives wall seconds and CPU seconds."""
         wall, cpu = time.perf_counter(), time.process_time()
-        self._end.send(self._tensor, n)
-        cpu, wall = time.process_time() - cpu, time.perf_counter() - wall
-        return wall, cpu, _checksum(self._tensor)
+        if self._receiver:
+            self._tensor = self._end.receive(size, n)
+        else:
+            self._end.send(self._tensor, n)
+        return time.perf_counter() - wall, time.process_time() - cpu
+
+    def checksum(self) -> int:
+        """Gives the CRC-32 of the tensor of the last stream; the receiver lets go of it."""
+        total = crc32(self._tensor.data.cast("B"))
+        if self._receiver:
+            self._tensor = np.zeros(0, np.float32)
+        return total
 
     def echo(self, size: int, n: int) -> tuple[float, bool]:
-        """Gives the median seconds of a round trip, and whether the last tensor came back as it went."""
+        """Gives the median seconds of a round trip of the last stream's tensor, and whether it came back unchanged."""
         if self._receiver:
             self._end.reflect(size, n)
             return 0.0, True
@@ -149,6 +152,15 @@ def _serve(pipe: Connection, kind: str, receiver: bool, codec: str) -> None:
 # -- in the parent ----------------------------------------------------------------------------------------------------
 
 
+def _machine_busy_s() -> float:
+    """Gives the CPU seconds the whole machine has used since it started; 0 where the system does not tell."""
+    stat = Path("/proc/stat")
+    if not stat.exists():
+        return 0.0
+    user, nice, system, _idle, _iowait, *interrupts = map(int, stat.read_text().splitlines()[0].split()[1:8])
+    return (user + nice + system + sum(interrupts)) / os.sysconf("SC_CLK_TCK")
+
+
 class Pair:
     """Sender and receiver of one transport, connected.
 
@@ -178,15 +190,19 @@ class Pair:
         self._ask("connect", receiver=(addresses[1],), sender=(addresses[0],))
 
     def stream(self, size: int, n: int) -> Stream:
-        """Sends n tensors of `size` elements one way.
+        """Sends n tensors of `size` elements one way, and checks the last one.
 
         Raises:
-            BenchError: The last tensor did not arrive as it was sent.
+            BenchError: It did not arrive as it was sent.
         """
-        (_, receiver_s, arrived), (wall_s, sender_s, sent) = self._ask("stream", (size, n), (size, n))
+        self._ask("prepare", (size,), (size,))
+        busy_s, start_s = _machine_busy_s(), time.perf_counter()
+        (_, receiver_s), (wall_s, sender_s) = self._ask("stream", (size, n), (size, n))
+        busy_s, took_s = _machine_busy_s() - busy_s, time.perf_counter() - start_s
+        arrived, sent = self._ask("checksum", (), ())
         if arrived != sent:
             raise BenchError(f"{self.kind}: {size} float32 with CRC-32 {sent:08x} were sent, {arrived:08x} arrived")
-        return Stream(wall_s, sender_s, receiver_s)
+        return Stream(wall_s, sender_s, receiver_s, max(0.0, busy_s - sender_s - receiver_s) / took_s)
 
     def echo(self, size: int, n: int) -> float:
         """Gives the median seconds of n round trips; the tensor is the last stream's.

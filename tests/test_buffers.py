@@ -39,16 +39,9 @@ class TestSizeClass:
     @pytest.mark.parametrize(
         ("nbytes", "size"),
         [
-            (0, 4096),
-            (1, 4096),
-            (4096, 4096),
-            (4097, 8192),
-            (32768, 32768),
-            (32769, 36864),
-            (65536, 65536),
-            (65537, 73728),
-        ]
-        + [(MIB, MIB), (MIB + 1, MIB + MIB // 8), (2 * MIB - 1, 2 * MIB), (2 * MIB + 1, 2 * MIB + MIB // 4)],
+            *((0, 4096), (1, 4096), (4096, 4096), (4097, 8192), (32768, 32768), (32769, 36864), (65537, 73728)),
+            *((MIB, MIB), (MIB + 1, MIB + MIB // 8), (2 * MIB - 1, 2 * MIB), (2 * MIB + 1, 2 * MIB + MIB // 4)),
+        ],
     )
     def test_the_table(self, nbytes: int, size: int) -> None:
         assert size_class(nbytes) == size

@@ -204,7 +204,7 @@ class TestOverrides:
         ],
     )
     def test_mistakes_are_told_by_the_option(self, text: str, override: str, message: str) -> None:
-        assert refusal(text, override) == message
+        assert refusal(text, override).startswith(message)
 
     def test_a_mistake_in_the_file_is_not_blamed_on_an_option_with_a_similar_key(self) -> None:
         assert refusal("seed: 1\nnames: x", "name=y").startswith("job.yaml:2: unknown key 'names'")

@@ -1,0 +1,28 @@
+"""Nets for the benches, named in jobs as `nets:function` (this folder must be on PYTHONPATH)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from torch import nn
+
+
+def conv(before: int, after: int) -> nn.Module:
+    """A 3x3 convolution with ReLU."""
+    return nn.Sequential(nn.Conv2d(before, after, 3, padding=1), nn.ReLU())
+
+
+def middle_heavy(width: int = 32, depth: int = 6, classes: int = 10) -> Iterator[nn.Module]:
+    """Light first and last block, `depth` equal heavy ones between: images (B, 3, 32, 32)."""
+    yield conv(3, width)
+    for _ in range(depth):
+        yield conv(width, width)
+    yield nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(width, classes))
+
+
+def trivial(width: int = 8) -> Iterator[nn.Module]:
+    """Four blocks that compute next to nothing: what is left is the cost of a round."""
+    yield nn.Sequential(nn.Flatten(), nn.Linear(64, width))
+    yield nn.Linear(width, width)
+    yield nn.Linear(width, width)
+    yield nn.Linear(width, 10)
