@@ -216,7 +216,8 @@ def decode_to_manager(data: bytes) -> ToManager:
         RemoteProtocolError: The bytes are no such message.
     """
     try:
-        return _TO_MANAGER.decode(data)
+        message: ToManager = _TO_MANAGER.decode(data)
+        return message
     except (msgspec.DecodeError, RecursionError) as error:
         raise RemoteProtocolError(f"a member sent {len(data)} bytes that are no control message: {error}") from error
 
@@ -228,6 +229,7 @@ def decode_from_manager(data: bytes) -> FromManager:
         RemoteProtocolError: The bytes are no such message.
     """
     try:
-        return _FROM_MANAGER.decode(data)
+        message: FromManager = _FROM_MANAGER.decode(data)
+        return message
     except (msgspec.DecodeError, RecursionError) as error:
         raise RemoteProtocolError(f"the manager sent {len(data)} bytes that are no control message: {error}") from error

@@ -7,6 +7,7 @@ node p - 1. A part is the half-open block range [bounds[p], bounds[p + 1]).
 from __future__ import annotations
 
 from hashlib import sha256
+from itertools import pairwise
 
 import msgspec
 from msgspec import Struct
@@ -167,7 +168,7 @@ def check_cuts(job: Job, blocks: int) -> tuple[int, ...]:
             f"cuts: {list(cuts)} makes {len(cuts) + 1} parts, but {job.nodes} compute nodes need {job.parts - 1} cuts"
         )
     bounds = (0, *cuts, blocks)
-    if any(low >= high for low, high in zip(bounds, bounds[1:], strict=False)):
+    if any(low >= high for low, high in pairwise(bounds)):
         raise JobError(
             f"cuts: {list(cuts)} must rise strictly between 0 and {blocks}, the number of blocks of {job.model.name}"
         )

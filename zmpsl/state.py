@@ -138,7 +138,7 @@ def ends_layout(blocks: tuple[Block, ...], bounds: tuple[int, ...], optimizer: O
 
 def digest(flat: Flat) -> str:
     """Gives the SHA-256 of a state, in hex; padding is always zero, so equal states have equal digests."""
-    return sha256(memoryview(flat)).hexdigest()
+    return sha256(flat.data).hexdigest()
 
 
 class Average:

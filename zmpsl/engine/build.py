@@ -6,6 +6,7 @@ other blocks it constructs. A block of the zoo that is not wanted is constructed
 
 from __future__ import annotations
 
+import socket
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,13 +15,13 @@ from itertools import count
 import torch
 from torch import nn
 
-from zmpsl.errors import JobError
+from zmpsl.errors import JobError, JoinError
 from zmpsl.job.schema import Model
 from zmpsl.models import ZOO, ModelError, build
-from zmpsl.plan import Block, Entry
+from zmpsl.plan import Block, Entry, Plan, fingerprint
 from zmpsl.randomness import key
 
-__all__ = ["build_blocks", "keyed_generator", "summarise"]
+__all__ = ["build_blocks", "check_model", "keyed_generator", "summarise"]
 
 # torch has one default generator per process; replicas of several nodes in one process take turns.
 _GENERATOR = threading.Lock()
@@ -89,3 +90,21 @@ def summarise(model: Model) -> tuple[Block, ...]:
             f"model {model.name} has {len(summary)} blocks; a chain needs at least 3 (first part, one compute node, last part)"
         )
     return tuple(summary)
+
+
+def check_model(plan: Plan, place: str) -> None:
+    """Refuses a plan that was made for another model than our import gives.
+
+    Raises:
+        JoinError: The fingerprints differ.
+    """
+    model, theirs, ours = plan.job.model, plan.blocks, summarise(plan.job.model)
+    if fingerprint(ours) == fingerprint(theirs):
+        return
+    shorter = min(len(ours), len(theirs))
+    where = next((i for i in range(shorter) if ours[i] != theirs[i]), shorter)
+    raise JoinError(
+        f"{place} on {socket.gethostname()}: model {model.name} has fingerprint {fingerprint(ours)} with {len(ours)} "
+        f"blocks here, the plan says {fingerprint(theirs)} with {len(theirs)}; they differ from block {where} on. "
+        f"Install the same version of the model's code on all hosts"
+    )

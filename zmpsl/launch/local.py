@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import islice
+from multiprocessing.context import ForkServerContext, SpawnContext
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
@@ -172,7 +173,7 @@ class _Processes:
     def start(self) -> None:
         """Starts the manager, then everybody else with its address."""
         fresh = multiprocessing.get_context("spawn")
-        forked = multiprocessing.get_context("forkserver" if sys.platform == "linux" else "spawn")
+        forked = multiprocessing.get_context("forkserver") if sys.platform == "linux" else fresh
         if sys.platform == "linux":
             multiprocessing.set_forkserver_preload(["zmpsl.launch.preload"])
         runs, name = self._folder.parent, self._folder.name
@@ -193,7 +194,7 @@ class _Processes:
             self._manager.join(5)
             raise ZmpslError(f"the manager could not start; see {self._folder / 'logs' / 'manager.log'}") from None
         for role, place in roles:
-            context = fresh if role == "aggregator" else forked
+            context: SpawnContext | ForkServerContext = fresh if role == "aggregator" else forked
             process = context.Process(
                 target=member_process, args=(role, runs, name, place, endpoint), name=place, daemon=True
             )

@@ -29,7 +29,12 @@ _CLASSES = {
 def make_member(role: str, runs: Path | None, place: str = "", data_dir: Path | None = None) -> Member:
     """Makes the role for a process of its own; imports only what that role needs."""
     module, name = _CLASSES[role]
-    kind = getattr(import_module(module), name)
+    try:
+        kind = getattr(import_module(module), name)
+    except ModuleNotFoundError as error:
+        if error.name != "torch":
+            raise
+        raise ZmpslError(f"role {role} needs PyTorch, which is not installed: pip install 'zmpsl[train]'") from error
     member: Member = kind(runs, place, data_dir) if role == "owner" else kind(runs, place)
     member.own_process = True
     return member

@@ -66,7 +66,7 @@ class Aggregator(Member):
         if task.owner in self._in:
             raise RemoteProtocolError(f"{task}: handed in twice")
         with self.meter.measure("A", task):
-            self.average.add(task.owner, task.tensor, task.count)
+            self.average.add(task.owner, task.tensor.view(np.uint8), task.count)
         self._in.add(task.owner)
         if len(self._in) < len(plan.owners):
             return

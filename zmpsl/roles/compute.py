@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+
+import torch
 
 from zmpsl.checkpoint import load_parts, prune, save_parts
+from zmpsl.engine.build import check_model
+from zmpsl.engine.compute import ComputeEngine
 from zmpsl.errors import RemoteProtocolError
 from zmpsl.messages import Prepared, Ready
 from zmpsl.plan import Plan, node_name, owner_name
@@ -13,9 +16,6 @@ from zmpsl.roles.actions import Action, Connect, Say, Send
 from zmpsl.roles.member import Member
 from zmpsl.transport.task import Op, Task
 from zmpsl.transport.wire import OWNER_SENDER
-
-if TYPE_CHECKING:
-    from zmpsl.engine.compute import ComputeEngine
 
 __all__ = ["ComputeNode"]
 
@@ -35,13 +35,13 @@ class ComputeNode(Member):
 
     def build(self, plan: Plan) -> Iterator[Action]:
         """Builds the part, loads its checkpoint where a run goes on, opens links to the neighbours."""
-        from zmpsl.engine.compute import ComputeEngine
-
         self.hop = [peer.name for peer in plan.nodes].index(self.place)
         self.hops = len(plan.nodes)
         self.part = self.hop + 1
-        self.check_model(plan)
-        self.engine: ComputeEngine = ComputeEngine(plan, self.part)
+        if self.own_process:
+            torch.set_num_threads(plan.job.threads)
+        check_model(plan, self.place)
+        self.engine = ComputeEngine(plan, self.part)
         if plan.start_round:
             self._load(plan)
         self.engine.begin(plan.start_round)

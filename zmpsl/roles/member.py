@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from zmpsl import __version__
-from zmpsl.errors import JoinError, RemoteProtocolError
+from zmpsl.errors import RemoteProtocolError
 from zmpsl.messages import (
     Begin,
     Committed,
@@ -28,7 +28,7 @@ from zmpsl.messages import (
     Trouble,
     Welcome,
 )
-from zmpsl.plan import Plan, fingerprint
+from zmpsl.plan import Plan
 from zmpsl.roles.actions import Action, Say, Stop
 from zmpsl.roles.meter import Meter
 from zmpsl.transport.task import Op, Task
@@ -183,28 +183,3 @@ class Member:
             self.meter.record_to(self.folder, self.place)
         yield from self.build(plan)
         self.meter.restart()
-
-    def check_model(self, plan: Plan) -> None:
-        """Refuses a plan that was made for another model than our import gives.
-
-        Raises:
-            JoinError: The fingerprints differ.
-        """
-        import torch
-
-        from zmpsl.engine.build import summarise
-
-        if self.own_process:
-            torch.set_num_threads(plan.job.threads)
-        ours = summarise(plan.job.model)
-        if fingerprint(ours) == fingerprint(plan.blocks):
-            return
-        where = next(
-            (i for i, (a, b) in enumerate(zip(ours, plan.blocks, strict=False)) if a != b),
-            min(len(ours), len(plan.blocks)),
-        )
-        raise JoinError(
-            f"{self.place} on {socket.gethostname()}: model {plan.job.model.name} has fingerprint {fingerprint(ours)} with {len(ours)} blocks here, "
-            f"the plan says {fingerprint(plan.blocks)} with {len(plan.blocks)}; they differ from block {where} on. "
-            f"Install the same version of the model's code on all hosts"
-        )

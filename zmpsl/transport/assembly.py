@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from msgspec.structs import replace
 
 from zmpsl.errors import RemoteProtocolError
 from zmpsl.transport.buffers import BufferPool, Slab
@@ -36,19 +36,11 @@ class Assembly:
             RemoteProtocolError: The chunk is not the one that must come next; the tensor is given up.
         """
         if header.offset == 0:
-            buffer = self._pool.take(header.total)
             if header.raw < header.total:
                 self._begin(header)
+            buffer = self._pool.take(header.total)
         else:
-            first, buffer = self._open.pop(header.task, (None, None))
-            if (
-                first is None
-                or buffer is None
-                or first.offset + first.raw != header.offset
-                or first.shape != header.shape
-                or first.dtype != header.dtype
-            ):
-                raise RemoteProtocolError(f"chunk at {header.offset} of {header.task} does not follow what came before")
+            buffer = self._next(header)
         self._open[header.task] = header, buffer
         return buffer[header.offset : header.offset + header.raw]
 
@@ -64,6 +56,14 @@ class Assembly:
     def drop(self, header: Header) -> None:
         """Gives up the tensor a broken chunk belonged to."""
         self._open.pop(header.task, None)
+
+    def _next(self, header: Header) -> Slab:
+        before, buffer = self._open.pop(header.task, (None, None))
+        if before is None or buffer is None or before.offset + before.raw != header.offset:
+            raise RemoteProtocolError(f"chunk at {header.offset} of {header.task} does not follow what came before")
+        if (before.shape, before.dtype) != (header.shape, header.dtype):
+            raise RemoteProtocolError(f"chunk of {header.task} is of another tensor than the one before")
+        return buffer
 
     def _begin(self, header: Header) -> None:
         same = sum(task.owner == header.task.owner and task.sender == header.task.sender for task in self._open)

@@ -62,7 +62,7 @@ class BufferPool:
             self.allocations += 1
         start = -slab.ctypes.data % ALIGNMENT
         # Through a memoryview: NumPy gives views of plain arrays the slab itself as base and would let the lease die.
-        lease = np.frombuffer(memoryview(slab)[start : start + nbytes], np.uint8)
+        lease = np.frombuffer(slab.data[start : start + nbytes], np.uint8)
         token = id(slab)
 
         def give_back(_dead: weakref.ref[Slab]) -> None:

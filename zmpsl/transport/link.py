@@ -127,7 +127,7 @@ class Inbox:
         place = self._assembly.place(header)
         try:
             if header.codec == NONE.number:
-                size = self.socket.recv_into(place)
+                size = self.socket.recv_into(place.data)
                 if size != header.size:  # recv_into truncates in silence
                     raise RemoteProtocolError(f"{header.task}: chunk has {size} bytes, its header says {header.size}")
             else:

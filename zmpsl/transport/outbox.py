@@ -12,7 +12,8 @@ from __future__ import annotations
 
 from collections import defaultdict, deque
 from collections.abc import Callable, Iterator
-from dataclasses import replace
+
+from msgspec.structs import replace
 
 from zmpsl.codecs import Codec
 from zmpsl.transport.task import Op, Task

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from enum import IntEnum
 
 import numpy as np
+from msgspec import Struct
 from numpy.typing import NDArray
 
 __all__ = ["DTYPES", "Array", "Op", "Task"]
@@ -30,8 +30,7 @@ class Op(IntEnum):
     CREDIT = 7  # room for more bytes of this owner; handled by the link, never by a role
 
 
-@dataclass(frozen=True, slots=True)
-class Task:
+class Task(Struct, frozen=True):
     """One message of the data plane, on behalf of one data owner.
 
     Attributes:
@@ -58,7 +57,7 @@ class Task:
     micros: int = 1
     count: int = 0
     sender: int = 0
-    tensor: Array | None = field(default=None, compare=False, repr=False)
+    tensor: Array | None = None
 
     @property
     def nbytes(self) -> int:

@@ -96,7 +96,7 @@ def payload_bytes(task: Task) -> memoryview:
         raise LocalProtocolError(f"{task}: tensor with strides {tensor.strides} is not C-contiguous")
     if tensor.dtype not in _DTYPE_CODES or tensor.ndim > MAX_DIMS:
         raise LocalProtocolError(f"{task}: dtype {tensor.dtype} with {tensor.ndim} dimensions cannot travel")
-    return memoryview(tensor.reshape(-1).view(np.uint8))
+    return tensor.reshape(-1).view(np.uint8).data
 
 
 def messages(task: Task, codec: Codec, credit: int) -> Iterator[tuple[bytes, memoryview | bytes | None]]:

@@ -1,0 +1,335 @@
+"""Joining, submitting and addresses: who gets a place, who is refused, and what is told when nobody is there."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+
+import pytest
+import zmq
+from helpers import TINY, ThreadedRun, job, wait_for
+
+from zmpsl import __version__
+from zmpsl.errors import JobError, JoinError, NetworkError, PeerLostError, ZmpslError
+from zmpsl.job import Job
+from zmpsl.loop import Node, check_address
+from zmpsl.manager_loop import ManagerNode
+from zmpsl.messages import PROTOCOL, Finish, FromManager, Join, Leave, Message, Refused, Submit, Welcome
+from zmpsl.roles.aggregator import Aggregator
+from zmpsl.roles.compute import ComputeNode
+from zmpsl.roles.manager import Manager, Phase
+from zmpsl.roles.member import Member
+from zmpsl.roles.owner import DataOwner
+from zmpsl.submit import submit
+from zmpsl.transport.control import ControlClient, ControlServer
+
+SMALL = [*TINY, "owners=2", "model.name=small_nets:tiny_mlp"]
+
+
+@contextlib.contextmanager
+def party(job: Job | None, *members: Member) -> Iterator[tuple[ManagerNode, list[Node]]]:
+    """A manager and some members, each joined before the next one comes; more may be added to the list."""
+    manager = ManagerNode(Manager(None, job)).start()
+    nodes: list[Node] = []
+    try:
+        for member in members:
+            join(manager, nodes, member)
+        yield manager, nodes
+    finally:
+        for node in nodes:
+            node.close()
+        manager.close()
+
+
+def join(manager: ManagerNode, nodes: list[Node], member: Member) -> Node:
+    """Starts a node and waits until it has a place, or is refused."""
+    wanted, member.place = member.place, ""
+    node = Node(member, manager.endpoint)
+    member.place = wanted
+    nodes.append(node)
+    known = manager.manager.members
+    node.start()
+    wait_for(lambda: manager.manager.members > known or node.drain(0), 10)
+    return node
+
+
+def refused(node: Node) -> str:
+    """The message with which a node was sent away."""
+    assert node.drain(10)
+    assert isinstance(node.error, JoinError), node.error
+    return str(node.error)
+
+
+@pytest.fixture
+def says() -> Iterator[Callable[[str, Message], list[FromManager]]]:
+    """Says one thing to a manager from a bare socket, and gives what it answers up to the first Welcome or Refused."""
+    context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+    clients: list[ControlClient] = []
+
+    def say(manager: str, message: Message) -> list[FromManager]:
+        client = ControlClient(context, manager)
+        clients.append(client)
+        client.send(message)
+        heard: list[FromManager] = []
+
+        def answered() -> bool:
+            while (answer := client.receive()) is not None:
+                heard.append(answer)
+            return any(isinstance(each, Welcome | Refused) for each in heard)
+
+        wait_for(answered, 10)
+        return heard
+
+    yield say
+    for client in clients:
+        client.send(Leave())
+        client.close(0.5)
+    context.term()
+
+
+def taken_port() -> tuple[socket.socket, str]:
+    """A port somebody else listens on, and its address."""
+    listener = socket.create_server(("127.0.0.1", 0))
+    return listener, f"tcp://127.0.0.1:{listener.getsockname()[1]}"
+
+
+# -- joining -----------------------------------------------------------------------------------------------------------
+
+
+def test_compute_node_that_never_comes():
+    """The manager gives up after network.join_timeout_s, names who is missing, and everybody else is told."""
+    wanted = job(*SMALL, "network.join_timeout_s=0.5")
+    with party(wanted, Aggregator(), ComputeNode(), DataOwner(), DataOwner()) as (manager, nodes):
+        assert manager.drain(10)
+        assert isinstance(manager.error, JoinError)
+        assert str(manager.error) == (
+            "after 0.5 s (network.join_timeout_s) still missing: node-1; "
+            "start them with `zmpsl compute|owner|aggregator --manager ADDRESS`"
+        )
+        for node in nodes:
+            assert node.drain(10)
+            assert isinstance(node.error, JoinError)
+            assert str(node.error) == str(manager.error)
+
+
+def test_two_claim_one_place():
+    """The second is refused and told who holds it; the run goes on with the first."""
+    with party(job(*SMALL), Aggregator(), ComputeNode(place="node-0")) as (manager, nodes):
+        second = join(manager, nodes, ComputeNode(place="node-0"))
+        assert refused(second) == (
+            f"place node-0 is taken by process {os.getpid()} on {socket.gethostname()}; two cannot hold it"
+        )
+        for member in (ComputeNode(), DataOwner(), DataOwner()):
+            join(manager, nodes, member)
+        assert manager.drain(60)
+        assert manager.error is None
+        assert manager.manager.round == 2
+
+
+def test_more_roles_than_places():
+    """One compute node too many is sent away; the run goes on."""
+    with party(job(*SMALL), ComputeNode(), ComputeNode()) as (manager, nodes):
+        third = join(manager, nodes, ComputeNode())
+        assert refused(third) == "all places for role 'compute' are taken: node-0, node-1"
+        for member in (Aggregator(), DataOwner(), DataOwner()):
+            join(manager, nodes, member)
+        assert manager.drain(60)
+        assert manager.error is None
+
+
+def test_place_that_does_not_exist():
+    """Says which places there are."""
+    with party(job(*SMALL)) as (manager, nodes):
+        assert refused(join(manager, nodes, DataOwner(place="owner-7"))) == (
+            "owner asks for place 'owner-7'; this job has owner-0, owner-1"
+        )
+        assert refused(join(manager, nodes, ComputeNode(place="owner-1"))) == (
+            "compute asks for place 'owner-1'; this job has node-0, node-1"
+        )
+
+
+def test_any_place_may_be_asked_for_before_there_is_a_job():
+    """Without a job nobody knows how many places there will be, so nobody can say that one does not exist."""
+    with party(None) as (manager, nodes):
+        node = join(manager, nodes, ComputeNode(place="node-1"))
+        assert node.error is None, node.error
+        wait_for(lambda: node.member.place == "node-1", 5)
+
+
+def test_place_that_the_submitted_job_does_not_have(says: Callable[[str, Message], list[FromManager]]):
+    """Whoever waits at a manager without a job and gets no place in the one that comes is told so."""
+    with party(None, ComputeNode(), ComputeNode()) as (manager, nodes):
+        submit(job(*SMALL, "compute_nodes=1"), manager.endpoint, watch=False, unprotected=False, tell=lambda _: None)
+        assert refused(nodes[1]) == "job 'digits' has no place node-1"
+        assert not nodes[0].drain(0)
+
+
+def test_late_role_is_refused():
+    """While the run trains there is no place left."""
+    with ThreadedRun(job(*SMALL, "train.rounds=100000", "evaluate.every=0")) as run:
+        wait_for(lambda: run.manager.manager.phase is Phase.TRAINING, 20)
+        late = Node(ComputeNode(), run.manager.endpoint).start()
+        assert refused(late) == "the run is training; all its places are taken"
+        assert not run.manager.drain(0)
+
+
+def test_another_protocol(says: Callable[[str, Message], list[FromManager]]):
+    """Two versions of zmpsl that cannot talk: both are named, and what to do."""
+    with party(job(*SMALL)) as (manager, _):
+        answer = says(manager.endpoint, Join(role="compute", protocol=PROTOCOL + 1, version="9.9"))[-1]
+        assert isinstance(answer, Refused)
+        assert answer.exit_code == JoinError.exit_code
+        assert answer.text == (
+            f"this manager speaks protocol {PROTOCOL} (zmpsl {__version__}), "
+            f"compute speaks {PROTOCOL + 1} (zmpsl 9.9); install the same version on all hosts"
+        )
+        assert manager.manager.members == 0
+
+
+def test_unknown_role(says: Callable[[str, Message], list[FromManager]]):
+    """A role of another program is refused."""
+    with party(job(*SMALL)) as (manager, _):
+        answer = says(manager.endpoint, Join(role="planner"))[-1]
+        assert isinstance(answer, Refused)
+        assert answer.text == "'planner' is no role; known are owner, compute, aggregator"
+
+
+# -- submitting --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("second", ["another", "the same"])
+def test_job_submitted_twice(second: str):
+    """The second one is refused, also when it is the very same job: nothing new will be trained."""
+    first = job(*SMALL)
+    again = first if second == "the same" else job(*SMALL, "seed=1")
+    with party(None, Aggregator()) as (manager, _):
+        told: list[str] = []
+        submit(first, manager.endpoint, watch=False, unprotected=False, tell=told.append)
+        assert told == [f"job digits accepted by the manager at {manager.endpoint}"]
+        with pytest.raises(JobError) as caught:
+            submit(again, manager.endpoint, watch=False, unprotected=False, tell=told.append)
+        assert str(caught.value) == "this manager already has job 'digits'; one manager runs one job"
+        assert len(told) == 1
+        assert manager.manager.job == first
+
+
+def test_submit_to_nobody():
+    """Gives up in time and says what to look at."""
+    listener, address = taken_port()
+    listener.close()
+    since = time.monotonic()
+    with pytest.raises(NetworkError) as caught:
+        submit(job(), address, watch=False, unprotected=False, tell=lambda _: None, reach_s=0.3)
+    assert time.monotonic() - since < 5
+    assert str(caught.value) == (
+        f"the manager at {address} has not answered for 0.3 s; is it running, and is the address right?"
+    )
+
+
+def test_submit_to_somebody_else():
+    """A port on which something listens that is no manager is as good as nobody."""
+    listener, address = taken_port()
+    with contextlib.closing(listener), pytest.raises(NetworkError, match=r"has not answered for 0\.3 s"):
+        submit(job(), address, watch=False, unprotected=False, tell=lambda _: None, reach_s=0.3)
+
+
+def test_watched_manager_that_vanishes():
+    """Nobody hangs: who watches a run is told within seconds that the manager is gone."""
+    context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+    server = ControlServer(context, "tcp://127.0.0.1:*")
+    address = server.endpoint
+    errors: list[BaseException] = []
+
+    def watch() -> None:
+        try:
+            submit(job(), address, watch=True, unprotected=False, tell=lambda _: None)
+        except ZmpslError as error:
+            errors.append(error)
+
+    watcher = threading.Thread(target=watch, daemon=True)
+    watcher.start()
+    heard: list[tuple[bytes, object]] = []
+    wait_for(lambda: (each := server.receive()) is not None and (heard.append(each) or isinstance(each[1], Submit)), 10)
+    server.send(heard[-1][0], Welcome(place="", job=job()))
+    server.close(1.0)
+    watcher.join(10)
+    hung = watcher.is_alive()
+    if hung:  # let it go, or it would outlive the test
+        server = ControlServer(context, address)
+        wait_for(lambda: server.send(heard[-1][0], Finish()) or not watcher.is_alive(), 10)
+        watcher.join(10)
+        server.close()
+    context.term()
+    assert not hung
+    assert isinstance(errors[0], NetworkError | PeerLostError)
+    assert address in str(errors[0])
+
+
+def test_member_without_manager():
+    """A role that was started too early waits `reach_s`, then says which address it tried."""
+    listener, address = taken_port()
+    listener.close()
+    node = Node(ComputeNode(), address, reach_s=0.3)
+    with pytest.raises(PeerLostError, match=f"^the manager at {address} has been out of reach for 0.[3-9] s$"):
+        node.run()
+
+
+# -- addresses ---------------------------------------------------------------------------------------------------------
+
+
+def test_taken_port():
+    """Manager and member say which address, and what to do; both are NetworkErrors."""
+    listener, address = taken_port()
+    with contextlib.closing(listener):
+        for make in (lambda: ManagerNode(Manager(), address), lambda: Node(ComputeNode(), address, address)):
+            with pytest.raises(NetworkError) as caught:
+                make()
+            assert f"cannot bind {address}: Address already in use" in str(caught.value)
+            assert "choose another port, or 0 for any free one" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: ManagerNode(Manager(), "tcp://0.0.0.0:*"),
+        lambda: Node(ComputeNode(), "tcp://127.0.0.1:5600", "tcp://0.0.0.0:*"),
+        lambda: Node(ComputeNode(), "tcp://10.1.2.3:5600"),
+        lambda: submit(job(), "tcp://10.1.2.3:5600", watch=False, unprotected=False, tell=print),
+    ],
+    ids=["manager-bind", "member-bind", "member-manager", "submit"],
+)
+def test_address_of_a_network_needs_a_word(make: Callable[[], object]):
+    """Nothing listens on, or talks to, other hosts without --unprotected."""
+    wanted = r"^tcp://(0\.0\.0\.0:\*|10\.1\.2\.3:5600) can be reached from other hosts.*say --unprotected"
+    with pytest.raises(JobError, match=wanted):
+        make()
+
+
+def test_unprotected_lets_it_pass():
+    """The word is enough; the address told to others is a name, not 0.0.0.0."""
+    with ManagerNode(Manager(), "tcp://0.0.0.0:*", unprotected=True) as manager:
+        assert "0.0.0.0" not in manager.endpoint
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        "127.0.0.1:5600", "ipc:///tmp/zmpsl", "tcp://127.0.0.1", "tcp://127.0.0.1:", "tcp://127.0.0.1:http",
+        "tcp://127.0.0.1:-1", "tcp://127.0.0.1:65536", "tcp://127.0.0.1:99999", "",
+    ],
+)  # fmt: skip
+def test_address_that_is_none(address: str):
+    """What cannot be an address is a JobError, before a socket is made: libzmq takes port 99999 for 34463."""
+    with pytest.raises(JobError, match="must look like tcp://HOST:PORT"):
+        check_address(address, False)
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1.example.com", "127.example.com", "localhost.example.com"])
+def test_name_that_only_looks_like_loopback(host: str):
+    """Such a name can point anywhere."""
+    with pytest.raises(JobError, match="can be reached from other hosts"):
+        check_address(f"tcp://{host}:5600", False)
