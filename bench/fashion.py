@@ -26,7 +26,9 @@ sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 
 
 @click.command()
-@click.option("--data-dir", type=click.Path(path_type=Path, exists=True), required=True, help="Folder of the IDX files.")
+@click.option(
+    "--data-dir", type=click.Path(path_type=Path, exists=True), required=True, help="Folder of the IDX files."
+)
 @click.option("--rounds", default=5, show_default=True, help="Rounds to train.")
 @click.option("--limit", default=60_000, show_default=True, help="Training images to use.")
 def main(data_dir: Path, rounds: int, limit: int) -> None:
@@ -35,10 +37,24 @@ def main(data_dir: Path, rounds: int, limit: int) -> None:
     from reference import train
 
     torch.set_num_threads(1)
-    job = parse_job("", "bench", [
-        "name=fashion", "data.name=fashion-mnist", f"data.dir={data_dir}", f"data.args.limit={limit}", "model.name=lenet5", "owners=5", "compute_nodes=2",
-        f"train.rounds={rounds}", "train.local_epochs=2", "train.batch_size=64", "optimizer.lr.initial=0.05", "evaluate.batch_size=500",
-    ])  # fmt: skip
+    job = parse_job(
+        "",
+        "bench",
+        [
+            "name=fashion",
+            "data.name=fashion-mnist",
+            f"data.dir={data_dir}",
+            f"data.args.limit={limit}",
+            "model.name=lenet5",
+            "owners=5",
+            "compute_nodes=2",
+            f"train.rounds={rounds}",
+            "train.local_epochs=2",
+            "train.batch_size=64",
+            "optimizer.lr.initial=0.05",
+            "evaluate.batch_size=500",
+        ],
+    )
     with tempfile.TemporaryDirectory() as folder:
         result = run(job, folder, "fashion")
         events = list(read_events(result.folder / "metrics.jsonl"))
@@ -49,12 +65,21 @@ def main(data_dir: Path, rounds: int, limit: int) -> None:
     scores = [event for event in events if isinstance(event, EvaluationEvent)]
     rounds_s = [event.seconds for event in events if isinstance(event, RoundEvent)]
     print(machine("python bench/fashion.py " + " ".join(sys.argv[1:])))
-    print(table(["round", "accuracy over the chain", "accuracy of the reference", "seconds"],
-                [[e.round + 1, f"{100 * e.accuracy:.2f} %", f"{100 * a:.2f} %", f"{s:.1f}"] for e, a, s in zip(scores, expected.accuracies, rounds_s, strict=True)]))  # fmt: skip
+    print(
+        table(
+            ["round", "accuracy over the chain", "accuracy of the reference", "seconds"],
+            [
+                [e.round + 1, f"{100 * e.accuracy:.2f} %", f"{100 * a:.2f} %", f"{s:.1f}"]
+                for e, a, s in zip(scores, expected.accuracies, rounds_s, strict=True)
+            ],
+        )
+    )
     different = differing(weights, expected.states[-1])
     equal = [event.accuracy for event in scores] == expected.accuracies
-    print(f"accuracies equal: {equal}; tensors of the final model that differ: {len(different)} of {len(weights)}; "
-          f"chain {result.seconds:.0f} s, reference alone {alone_s:.0f} s")  # fmt: skip
+    print(
+        f"accuracies equal: {equal}; tensors of the final model that differ: {len(different)} of {len(weights)}; "
+        f"chain {result.seconds:.0f} s, reference alone {alone_s:.0f} s"
+    )
     sys.exit(0 if equal and not different else 1)
 
 

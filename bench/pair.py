@@ -245,6 +245,7 @@ class Pair:
                 raise BenchError(f"{process.name} did not answer within {limit_s:.0f} s")
             status, value = pipe.recv()
         except (EOFError, OSError) as error:
+            process.join(1)  # so that there is an exit code
             raise BenchError(f"{process.name} ended without an answer (exit code {process.exitcode})") from error
         if status != "ok":
             raise BenchError(f"{process.name} failed:\n{value}")

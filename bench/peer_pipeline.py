@@ -31,7 +31,12 @@ def torch_samples_per_s(cuts: list[int], depth: int, batch: int, micro: int, bat
     context = multiprocessing.get_context("spawn")
     here, there = context.Pipe(duplex=False)
     stages = len(cuts) + 1
-    processes = [context.Process(target=_stage, args=(rank, stages, port, cuts, depth, batch, micro, batches, rounds, there), daemon=True) for rank in range(stages)]
+    processes = [
+        context.Process(
+            target=_stage, args=(rank, stages, port, cuts, depth, batch, micro, batches, rounds, there), daemon=True
+        )
+        for rank in range(stages)
+    ]
     for process in processes:
         process.start()
     try:
@@ -46,7 +51,18 @@ def torch_samples_per_s(cuts: list[int], depth: int, batch: int, micro: int, bat
     return batch * batches / seconds
 
 
-def _stage(rank: int, stages: int, port: int, cuts: list[int], depth: int, batch: int, micro: int, batches: int, rounds: int, tell: Connection) -> None:
+def _stage(
+    rank: int,
+    stages: int,
+    port: int,
+    cuts: list[int],
+    depth: int,
+    batch: int,
+    micro: int,
+    batches: int,
+    rounds: int,
+    tell: Connection,
+) -> None:
     warnings.simplefilter("ignore")
     import torch
     import torch.distributed as dist

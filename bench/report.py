@@ -14,10 +14,16 @@ def machine(command: str) -> str:
     model = "unknown CPU"
     info = Path("/proc/cpuinfo")
     if info.exists():
-        model = next((line.split(":", 1)[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")), model)
+        model = next(
+            (line.split(":", 1)[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")),
+            model,
+        )
     names = ("pyzmq", "torch", "numpy")
     versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in names)
-    return f"{model}, {os.cpu_count()} cores, Linux {platform.release().split('-')[0]}; Python {platform.python_version()}, {versions}; `{command.strip()}`\n"
+    return (
+        f"{model}, {os.cpu_count()} cores, Linux {platform.release().split('-')[0]}; Python"
+        f" {platform.python_version()}, {versions}; `{command.strip()}`\n"
+    )
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> str:

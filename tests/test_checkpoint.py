@@ -102,6 +102,8 @@ class TestParts:
             {"part-0.optimizer.safetensors", "part-2.optimizer.safetensors"} if optimizer.state == "average" else set()
         )
         assert files == {f"part-{part}.safetensors" for part in range(3)} | extra
+        for name in files:
+            assert all(("@" in tensor) == (name in extra) for tensor in load_file(round_folder(tmp_path, 3) / name))
 
     def test_each_part_alone_is_an_ordinary_file_of_its_own(self, saved: tuple[Path, Plan, Layout, np.ndarray]) -> None:
         run, plan, layout, flat = saved
@@ -202,6 +204,19 @@ class TestParts:
             CheckpointError, match=r"part-\d.safetensors: tensor \d.*weight is missing or not float32\[4, 5\]"
         ):
             load(run, plan, layout, flat)
+
+    def test_a_tensor_of_another_dtype_is_refused_even_where_the_numbers_are_equal(self, tmp_path: Path) -> None:
+        found, wanted = (
+            plan_of(tuple(Block("A", (Entry("w", dtype, (2,), True),)) for _ in range(3)))
+            for dtype in ("float64", "float32")
+        )
+        for plan in (found, wanted):
+            layout, flat = state_of(plan)
+            flat[:] = 0
+            if plan is found:
+                save_parts(tmp_path, plan, 0, range(plan.parts), layout, flat)
+        with pytest.raises(CheckpointError, match=r"tensor 0\.w is missing or not float32\[2\]"):
+            load(tmp_path, wanted, layout, flat)
 
 
 class TestFolders:

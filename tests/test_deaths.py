@@ -28,10 +28,14 @@ def victim_of(launcher: int, folder: Path, place: str) -> psutil.Process:
 @pytest.mark.parametrize(
     ("place", "number"),
     [
-        ("node-0", signal.SIGKILL), ("node-1", signal.SIGKILL), ("owner-1", signal.SIGKILL), ("aggregator", signal.SIGKILL),
-        ("manager", signal.SIGKILL), ("node-0", signal.SIGSTOP),
+        ("node-0", signal.SIGKILL),
+        ("node-1", signal.SIGKILL),
+        ("owner-1", signal.SIGKILL),
+        ("aggregator", signal.SIGKILL),
+        ("manager", signal.SIGKILL),
+        ("node-0", signal.SIGSTOP),
     ],
-)  # fmt: skip
+)
 def test_everybody_stops_and_names_it(tmp_path: Path, place: str, number: signal.Signals):
     settings = [part for override in OVERRIDES for part in ("--set", override)]
     folder = tmp_path / "runs" / "death"
@@ -41,11 +45,10 @@ def test_everybody_stops_and_names_it(tmp_path: Path, place: str, number: signal
         victim_of(process.pid, folder, place).send_signal(number)
         since = time.time()
         _, err = process.communicate(timeout=40)
-        took = time.monotonic() - since
     assert process.returncode == 6
     assert place in err.splitlines()[-1]
     assert "--resume" in err
-    gone, alive = psutil.wait_procs(family, timeout=5)
+    _, alive = psutil.wait_procs(family, timeout=5)
     assert not [each for each in alive if each.is_running() and "forkserver" not in " ".join(each.cmdline())]
     others = [path for path in (folder / "logs").iterdir() if path.stem not in (place, "manager")]
     for path in others:

@@ -132,7 +132,9 @@ def test_settings(more: list[str]):
 def test_resumed_run_equals_uninterrupted(tmp_path: Path, seed: int):
     """The stored average once overtook the plan on its way to an owner, and was dropped: the run never began."""
     wanted = settings("batch-norm", 2, 3, 1)
-    MemoryRun(msgspec.structs.replace(wanted, train=msgspec.structs.replace(wanted.train, rounds=1)), seed, tmp_path).run()
+    MemoryRun(
+        msgspec.structs.replace(wanted, train=msgspec.structs.replace(wanted.train, rounds=1)), seed, tmp_path
+    ).run()
     MemoryRun(wanted, seed, tmp_path, resume=read_record(tmp_path / "memory")).run()
     assert differing(load_state_dict(tmp_path / "memory"), reference(wanted).states[-1]) == []
 

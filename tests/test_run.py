@@ -44,7 +44,8 @@ def test_run_folder_is_complete(default_run: tuple[Path, str]):
     folder, _ = default_run
     assert load_job(folder / "job.yaml") == job()
     assert {path.name for path in (folder / "logs").iterdir()} == {
-        f"{name}.log" for name in ("manager", "aggregator", "node-0", "node-1", "owner-0", "owner-1", "owner-2", "owner-3")
+        f"{name}.log"
+        for name in ("manager", "aggregator", "node-0", "node-1", "owner-0", "owner-1", "owner-2", "owner-3")
     }
     trace = json.loads((folder / "timeline.json").read_text())
     assert {event["ph"] for event in trace["traceEvents"]} == {"M", "X"}
@@ -134,7 +135,9 @@ def test_wrong_job_exits_with_2_and_one_line(tmp_path: Path, text: str, argument
 
 
 def test_help_is_quick_and_light(tmp_path: Path):
-    code = "import sys; sys.argv = ['zmpsl', '--help']\nfrom zmpsl.cli import main\ntry: main()\nexcept SystemExit: pass\n"
+    code = (
+        "import sys; sys.argv = ['zmpsl', '--help']\nfrom zmpsl.cli import main\ntry: main()\nexcept SystemExit: pass\n"
+    )
     code += "print(sorted({'torch', 'mip', 'zmq', 'numpy', 'matplotlib'} & set(sys.modules)))"
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=tmp_path).stdout
     assert out.strip().endswith("[]")

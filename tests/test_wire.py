@@ -253,6 +253,22 @@ class TestHostileHeaders:
         with pytest.raises(RemoteProtocolError, match="travels as 0 with codec 1"):
             parse(sealed(sealed(header_of(), 4, "B", 1), 72, "I", 0), LIMIT)
 
+    @pytest.mark.parametrize(
+        ("header", "at", "code", "values"),
+        [
+            (header_of(), 52, "QQII", (30, 1, 29, 29)),  # a chunk that begins in the middle
+            (header_of((CHUNK // 2,)), 60, "QII", (CHUNK, 0, 0)),  # a chunk behind the end
+            (sealed(header_of(), 4, "B", 2), 72, "I", (5,)),  # a codec that is not there
+            (sealed(header_of(), 5, "B", 0), 52, "QQII", (0, 0, 0, 0)),  # dimensions of no tensor
+        ],
+        ids=["middle", "end", "codec", "dimensions"],
+    )
+    def test_fields_that_fit_each_other_must_fit_the_layout(
+        self, header: bytes, at: int, code: str, values: tuple[int, ...]
+    ) -> None:
+        with pytest.raises(RemoteProtocolError):
+            parse(sealed(header, at, code, *values), LIMIT)
+
     def test_an_offset_of_a_task_without_tensor_is_refused(self) -> None:
         ((first, _),) = messages(Task(Op.CLOSE, 1, 0, 0), NONE, 0)
         for at in (52, 60):

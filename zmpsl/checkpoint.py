@@ -172,13 +172,15 @@ def load_parts(
                 tensor = tensors.get(segment.name)
                 if tensor is None or tensor.shape != segment.shape or tensor.dtype != segment.dtype:
                     raise CheckpointError(
-                        f"{round_folder(run, round_) / name}: tensor {segment.name} is missing or not {segment.dtype}{list(segment.shape)}"
+                        f"{round_folder(run, round_) / name}: tensor {segment.name} is missing or not"
+                        f" {segment.dtype}{list(segment.shape)}"
                     )
                 views[segment.name][...] = tensor
     found = digest(flat)
     if found != expected:
         raise CheckpointError(
-            f"checkpoint of round {round_} in {run} has digest {found[:16]}..., the record says {expected[:16]}...: the files were changed"
+            f"checkpoint of round {round_} in {run} has digest {found[:16]}..., the record says {expected[:16]}...: the"
+            " files were changed"
         )
 
 

@@ -55,7 +55,8 @@ def check_address(address: str, unprotected: bool) -> None:
         raise JobError(f"address {address!r} must look like tcp://HOST:PORT")
     if not unprotected and host != "localhost" and host != "::1" and not host.startswith("127."):
         raise JobError(
-            f"{address} can be reached from other hosts, and the links carry no protection yet; say --unprotected if that network is yours alone"
+            f"{address} can be reached from other hosts, and the links carry no protection yet; say --unprotected if"
+            " that network is yours alone"
         )
 
 

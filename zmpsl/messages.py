@@ -32,10 +32,33 @@ from zmpsl.job.schema import Job
 from zmpsl.plan import Block, Plan
 
 __all__ = [
-    "Begin", "Committed", "Describe", "Described", "Evaluate", "Evaluated", "Finish", "FromManager", "Join", "Leave", "Ping", "Prepared",
-    "Progress", "Publish", "Ready", "Refused", "Stats", "Submit", "ToManager", "Trained", "Trouble", "Welcome", "decode_from_manager",
-    "decode_to_manager", "encode", "PROTOCOL",
-]  # fmt: skip
+    "Begin",
+    "Committed",
+    "Describe",
+    "Described",
+    "Evaluate",
+    "Evaluated",
+    "Finish",
+    "FromManager",
+    "Join",
+    "Leave",
+    "Ping",
+    "Prepared",
+    "Progress",
+    "Publish",
+    "Ready",
+    "Refused",
+    "Stats",
+    "Submit",
+    "ToManager",
+    "Trained",
+    "Trouble",
+    "Welcome",
+    "decode_from_manager",
+    "decode_to_manager",
+    "encode",
+    "PROTOCOL",
+]
 
 PROTOCOL = 1
 Text = Annotated[str, Meta(max_length=4000)]

@@ -144,8 +144,8 @@ def even_cuts(job: Job, blocks: int) -> tuple[int, ...]:
     share, rest = divmod(last - first, job.nodes)
     if share < 1 or not 1 <= first < last < blocks:
         raise JobError(
-            f"cuts: even: model {job.model.name} has {blocks} blocks; between first_cut {first} and last_cut {last} lie "
-            f"{max(last - first, 0)}, too few for {job.nodes} compute nodes; use fewer nodes or a deeper model"
+            f"cuts: even: model {job.model.name} has {blocks} blocks; between first_cut {first} and last_cut {last} lie"
+            f" {max(last - first, 0)}, too few for {job.nodes} compute nodes; use fewer nodes or a deeper model"
         )
     cuts = [first]
     for hop in range(job.nodes):

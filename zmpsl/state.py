@@ -74,9 +74,9 @@ class Layout:
     def views(self, flat: Flat) -> dict[str, NDArray[np.generic]]:
         """Gives every tensor as an array over the buffer, without a copy."""
         return {
-            segment.name: flat[segment.offset : segment.offset + segment.nbytes]
-            .view(segment.dtype)
-            .reshape(segment.shape)
+            segment.name: (
+                flat[segment.offset : segment.offset + segment.nbytes].view(segment.dtype).reshape(segment.shape)
+            )
             for segment in self.segments
         }
 
@@ -109,7 +109,8 @@ def layout_of(blocks: tuple[Block, ...], indices: range, optimizer: Optimizer, s
         for entry in blocks[index].entries:
             if entry.dtype not in FLOATS + INTEGERS:
                 raise JobError(
-                    f"block {index} ({blocks[index].kind}): {entry.key} has dtype {entry.dtype}; known are {', '.join(FLOATS + INTEGERS)}"
+                    f"block {index} ({blocks[index].kind}): {entry.key} has dtype {entry.dtype}; known are"
+                    f" {', '.join(FLOATS + INTEGERS)}"
                 )
             wanted = [(f"{index}.{entry.key}", entry.dtype, entry.shape, entry.trained)]
             if entry.trained:
@@ -207,7 +208,7 @@ class Average:
 
 
 def _two_sum(high: NDArray[np.float64], low: NDArray[np.float64], term: NDArray[np.float64]) -> None:
-    """Adds `term` to the pairs (high, low) without an error: high becomes the rounded sum, low takes what was rounded off."""
+    """Adds `term` to the pairs: high becomes the rounded sum, low takes what was rounded off."""
     total = high + term
     back = total - high
     low += (high - (total - back)) + (term - back)

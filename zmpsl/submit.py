@@ -56,7 +56,8 @@ def submit(
                     return
             if not accepted and time.monotonic() > deadline:
                 raise NetworkError(
-                    f"the manager at {manager} has not answered for {reach_s:g} s; is it running, and is the address right?"
+                    f"the manager at {manager} has not answered for {reach_s:g} s; is it running, and is the address"
+                    " right?"
                 )
     finally:
         client.send(Leave())
@@ -70,7 +71,8 @@ def _over(message: FromManager, tell: Callable[[str], object]) -> bool:
             raise error_for(message.exit_code, message.text)
         case Publish():
             tell(
-                f"plan {message.plan.version}: {len(message.plan.owners)} owners, {len(message.plan.nodes)} compute nodes, cuts {list(message.plan.bounds[1:-1])}"
+                f"plan {message.plan.version}: {len(message.plan.owners)} owners, {len(message.plan.nodes)} compute"
+                f" nodes, cuts {list(message.plan.bounds[1:-1])}"
             )
         case Committed():
             tell(f"round {message.round + 1} committed")

@@ -87,7 +87,8 @@ def summarise(model: Model) -> tuple[Block, ...]:
         summary.append(Block(type(block).__name__, entries))
     if len(summary) < 3:
         raise JobError(
-            f"model {model.name} has {len(summary)} blocks; a chain needs at least 3 (first part, one compute node, last part)"
+            f"model {model.name} has {len(summary)} blocks; a chain needs at least 3 (first part, one compute node,"
+            " last part)"
         )
     return tuple(summary)
 
@@ -106,5 +107,5 @@ def check_model(plan: Plan, place: str) -> None:
     raise JoinError(
         f"{place} on {socket.gethostname()}: model {model.name} has fingerprint {fingerprint(ours)} with {len(ours)} "
         f"blocks here, the plan says {fingerprint(theirs)} with {len(theirs)}; they differ from block {where} on. "
-        f"Install the same version of the model's code on all hosts"
+        "Install the same version of the model's code on all hosts"
     )

@@ -93,7 +93,8 @@ class ComputeEngine:
         replica, samples = self._replicas.pop(task.owner, None), self._samples.get(task.owner, 0)
         if replica is None or replica.saved or samples != task.count:
             raise RemoteProtocolError(
-                f"{task}: owner counts {task.count} samples, {samples} passed here, {replica.saved if replica else 0} unfinished"
+                f"{task}: owner counts {task.count} samples, {samples} passed here, {replica.saved if replica else 0}"
+                " unfinished"
             )
         self.average.add(task.owner, replica.flat, task.count)
         self._spare.append(replica)

@@ -179,7 +179,8 @@ def _check(job: Job, source: str) -> None:
     """What no single field can tell."""
     if job.compute_nodes is not None and job.multihop_level is not None and job.multihop_level != job.compute_nodes + 2:
         raise JobError(
-            f"{source}: compute_nodes {job.compute_nodes} and multihop_level {job.multihop_level} disagree; the level is the number of nodes + 2, give one of the two"
+            f"{source}: compute_nodes {job.compute_nodes} and multihop_level {job.multihop_level} disagree; the level"
+            " is the number of nodes + 2, give one of the two"
         )
     if job.cuts != "even":
         if job.first_cut is not None or job.last_cut is not None:
@@ -188,12 +189,14 @@ def _check(job: Job, source: str) -> None:
             raise JobError(f"{source}: cuts {list(job.cuts)} must rise strictly")
         if len(job.cuts) != job.parts - 1:
             raise JobError(
-                f"{source}: {len(job.cuts)} cuts make {len(job.cuts) + 1} parts, but {job.nodes} compute nodes need {job.parts - 1} cuts"
+                f"{source}: {len(job.cuts)} cuts make {len(job.cuts) + 1} parts, but {job.nodes} compute nodes need"
+                f" {job.parts - 1} cuts"
             )
     sizes = job.data.partition.sizes
     if (job.data.partition.kind == "sizes") != (sizes is not None) or (sizes is not None and len(sizes) != job.owners):
         raise JobError(
-            f"{source}: data.partition.sizes must list one number for each of the {job.owners} owners, with kind: sizes and only then"
+            f"{source}: data.partition.sizes must list one number for each of the {job.owners} owners, with kind: sizes"
+            " and only then"
         )
     known = {
         "owner",
@@ -205,5 +208,6 @@ def _check(job: Job, source: str) -> None:
         ends = link.split(">")
         if len(ends) != 2 or not set(ends) <= known:
             raise JobError(
-                f"{source}: codec.links: {link!r} is no link; write sender>receiver, such as owner>node-0 or node-0>node-1"
+                f"{source}: codec.links: {link!r} is no link; write sender>receiver, such as owner>node-0 or"
+                " node-0>node-1"
             )

@@ -28,7 +28,9 @@ class Model(Settings, frozen=True, forbid_unknown_fields=True, kw_only=True):
     name: Annotated[
         str,
         Meta(
-            description="a model of the zoo (`zmpsl models` lists them) or `module:function` returning a list of nn.Modules"
+            description=(
+                "a model of the zoo (`zmpsl models` lists them) or `module:function` returning a list of nn.Modules"
+            )
         ),
     ] = "digits_cnn"
     args: Annotated[dict[str, Any], Meta(description="keyword arguments of the model's function")] = field(
@@ -42,7 +44,10 @@ class Partition(Settings, frozen=True, forbid_unknown_fields=True, kw_only=True)
     kind: Annotated[
         Literal["iid", "dirichlet", "shards", "sizes"],
         Meta(
-            description="`iid` equal random shares; `dirichlet` skewed labels; `shards` few labels per owner; `sizes` unequal random shares"
+            description=(
+                "`iid` equal random shares; `dirichlet` skewed labels; `shards` few labels per owner; `sizes` unequal"
+                " random shares"
+            )
         ),
     ] = "iid"
     alpha: Annotated[float, Meta(gt=0, description="dirichlet: the smaller, the more skewed")] = 0.5
@@ -60,7 +65,9 @@ class Data(Settings, frozen=True, forbid_unknown_fields=True, kw_only=True):
     name: Annotated[
         str,
         Meta(
-            description="`digits`, `mnist`, `fashion-mnist`, `cifar10`, `cifar100`, `text`, `synthetic`, or `module:function`"
+            description=(
+                "`digits`, `mnist`, `fashion-mnist`, `cifar10`, `cifar100`, `text`, `synthetic`, or `module:function`"
+            )
         ),
     ] = "digits"
     dir: Annotated[
@@ -91,7 +98,10 @@ class Train(Settings, frozen=True, forbid_unknown_fields=True, kw_only=True):
     schedule: Annotated[
         Literal["gpipe", "1f1b"],
         Meta(
-            description="`gpipe`: all micro-batches of a batch enter at once; `1f1b`: at most as many as there are parts are under way"
+            description=(
+                "`gpipe`: all micro-batches of a batch enter at once; `1f1b`: at most as many as there are parts are"
+                " under way"
+            )
         ),
     ] = "1f1b"
     drop_last: Annotated[bool, Meta(description="leave out a last batch that is shorter than batch_size")] = False
@@ -107,7 +117,10 @@ class LearningRate(Settings, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     schedule: Annotated[
         Literal["constant", "step", "cosine", "exponential"],
         Meta(
-            description="`step`: times gamma every step_rounds; `cosine`: down to 0 at the last round; `exponential`: times gamma every round"
+            description=(
+                "`step`: times gamma every step_rounds; `cosine`: down to 0 at the last round; `exponential`: times"
+                " gamma every round"
+            )
         ),
     ] = "constant"
     gamma: Annotated[float, Meta(gt=0, le=1, description="factor of `step` and `exponential`")] = 0.1
@@ -142,7 +155,9 @@ class Evaluate(Settings, frozen=True, forbid_unknown_fields=True, kw_only=True):
     data: Annotated[
         Literal["shared", "owners"],
         Meta(
-            description="`shared`: the data set's test samples, dealt out evenly; `owners`: a share each owner held back"
+            description=(
+                "`shared`: the data set's test samples, dealt out evenly; `owners`: a share each owner held back"
+            )
         ),
     ] = "shared"
     share: Annotated[
@@ -201,7 +216,9 @@ class Job(Settings, frozen=True, forbid_unknown_fields=True, kw_only=True):
     compute_nodes: Annotated[
         Annotated[int, Meta(ge=1, le=MAX_NODES)] | None,
         Meta(
-            description="number of compute nodes in the chain (the paper's N); 2 where neither this nor multihop_level is given"
+            description=(
+                "number of compute nodes in the chain (the paper's N); 2 where neither this nor multihop_level is given"
+            )
         ),
     ] = None
     multihop_level: Annotated[
@@ -211,7 +228,10 @@ class Job(Settings, frozen=True, forbid_unknown_fields=True, kw_only=True):
     cuts: Annotated[
         Literal["even"] | list[Count],
         Meta(
-            description="`even`: equal block counts on the compute nodes; or the index of the first block of parts 1, 2, ..., P-1"
+            description=(
+                "`even`: equal block counts on the compute nodes; or the index of the first block of parts 1, 2,"
+                " ..., P-1"
+            )
         ),
     ] = "even"
     first_cut: Annotated[

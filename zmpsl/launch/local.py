@@ -115,7 +115,8 @@ def prepare(job: Job, runs: Path, name: str | None, resume: bool) -> Path:
             job.seed,
         ):
             raise JobError(
-                f"{folder}: a run goes on with the owners, compute nodes, model and seed it began with; of the rest, train.rounds may change"
+                f"{folder}: a run goes on with the owners, compute nodes, model and seed it began with; of the rest,"
+                " train.rounds may change"
             )
     elif (folder / "record.json").exists():
         raise JobError(f"{folder} already holds a run; go on with it by --resume {folder}, or choose another name")

@@ -239,7 +239,8 @@ class Manager:
     def _place_for(self, join: Join) -> str:
         if join.protocol != PROTOCOL:
             raise JoinError(
-                f"this manager speaks protocol {PROTOCOL} (zmpsl {__version__}), {join.role} speaks {join.protocol} (zmpsl {join.version}); install the same version on all hosts"
+                f"this manager speaks protocol {PROTOCOL} (zmpsl {__version__}), {join.role} speaks {join.protocol}"
+                f" (zmpsl {join.version}); install the same version on all hosts"
             )
         if self.phase is not Phase.GATHERING:
             raise JoinError(f"the run is {self.phase.value}; all its places are taken")
@@ -250,7 +251,8 @@ class Manager:
                 raise JoinError(f"{join.role} asks for place {join.place!r}; this job has {_listed(places)}")
             if join.place in taken:
                 raise JoinError(
-                    f"place {join.place} is taken by process {taken[join.place].join.pid} on {taken[join.place].join.host}; two cannot hold it"
+                    f"place {join.place} is taken by process {taken[join.place].join.pid} on"
+                    f" {taken[join.place].join.host}; two cannot hold it"
                 )
             return join.place
         free = [place for place in places if place not in taken]
@@ -348,8 +350,9 @@ class Manager:
             return 0, {}
         if record.fingerprint != fingerprint(blocks) or record.bounds != bounds:
             raise JobError(
-                f"run {record.run} was made with model fingerprint {record.fingerprint} and bounds {list(record.bounds)}, "
-                f"now they are {fingerprint(blocks)} and {list(bounds)}; a run can only go on with the same model and cuts"
+                f"run {record.run} was made with model fingerprint {record.fingerprint} and bounds"
+                f" {list(record.bounds)}, now they are {fingerprint(blocks)} and {list(bounds)}; a run can only go on"
+                " with the same model and cuts"
             )
         return record.last + 1, record.committed[record.last]
 

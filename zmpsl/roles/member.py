@@ -104,7 +104,7 @@ class Member:
         """Checks that a task is for us, now.
 
         Raises:
-            RemoteProtocolError: Another plan, an owner that is not there, a kind of task we do not take from that sender.
+            RemoteProtocolError: Another plan or round, an owner that is not there, or not for us from that sender.
         """
         plan = self.plan
         if plan is None or task.plan != plan.version:

@@ -283,7 +283,8 @@ class DataOwner(Member):
         mine = owner_data(load(data, job.seed), data, job.evaluate, len(plan.owners), self.index, job.seed)
         if len(mine.train) < job.train.batch_size:
             raise DataError(
-                f"owner {self.index} has {len(mine.train)} training samples, fewer than one batch of "
-                f"{job.train.batch_size} (train.batch_size); use a smaller batch, fewer owners or another data.partition"
+                f"owner {self.index} has {len(mine.train)} training samples, fewer than one batch of"
+                f" {job.train.batch_size} (train.batch_size); use a smaller batch, fewer owners or another"
+                " data.partition"
             )
         return mine

@@ -19,7 +19,7 @@ from zmpsl.observe.events import (
     ProgressEvent,
     RoleStats,
     RoundEvent,
-)  # fmt: skip
+)
 from zmpsl.plan import Plan
 
 __all__ = ["Scoreboard"]
@@ -51,14 +51,29 @@ class Scoreboard:
         self._nodes = [peer.name for peer in plan.nodes]
         places = ["owners", *self._nodes, "owners"]
         parts = [
-            PlanPart(part=part, where=places[part], first=plan.bounds[part], stop=plan.bounds[part + 1],
-                     parameters=plan.parameters_of(part), bytes=4 * plan.parameters_of(part))
+            PlanPart(
+                part=part,
+                where=places[part],
+                first=plan.bounds[part],
+                stop=plan.bounds[part + 1],
+                parameters=plan.parameters_of(part),
+                bytes=4 * plan.parameters_of(part),
+            )
             for part in range(plan.parts)
-        ]  # fmt: skip
-        self._emit(PlanEvent(
-            time=time.time(), job=plan.job.name, version=plan.version, start_round=plan.start_round, rounds=plan.job.train.rounds,
-            cuts=list(plan.bounds[1:-1]), parts=parts, owners=len(plan.owners), nodes=self._nodes,
-        ))  # fmt: skip
+        ]
+        self._emit(
+            PlanEvent(
+                time=time.time(),
+                job=plan.job.name,
+                version=plan.version,
+                start_round=plan.start_round,
+                rounds=plan.job.train.rounds,
+                cuts=list(plan.bounds[1:-1]),
+                parts=parts,
+                owners=len(plan.owners),
+                nodes=self._nodes,
+            )
+        )
 
     def notice(self, text: str) -> None:
         """Tells something a person should know."""
@@ -99,11 +114,19 @@ class Scoreboard:
             node: min(1.0, max(0.0, (seconds - busy_before.get(node, 0.0)) / span)) for node, seconds in busy.items()
         }
         self._told = (now, batches, busy)
-        self._emit(ProgressEvent(
-            time=now, round=round_, phase="train" if phase == "training" else "evaluate", batches=batches, batches_total=self.batches_total,
-            batches_per_s=max(0, batches - batches_before) / span, loss=loss, busy=shares,
-            bytes=self._bytes_before + sum(stats.sent_bytes for stats in self._stats.values()),
-        ))  # fmt: skip
+        self._emit(
+            ProgressEvent(
+                time=now,
+                round=round_,
+                phase="train" if phase == "training" else "evaluate",
+                batches=batches,
+                batches_total=self.batches_total,
+                batches_per_s=max(0, batches - batches_before) / span,
+                loss=loss,
+                busy=shares,
+                bytes=self._bytes_before + sum(stats.sent_bytes for stats in self._stats.values()),
+            )
+        )
 
     def committed(self, round_: int, digests: dict[str, str]) -> None:
         """A round counts."""
@@ -112,10 +135,18 @@ class Scoreboard:
         roles = {place: _role_stats(stats) for place, stats in self._finals.items()}
         sent = sum(stats.sent_bytes for stats in self._finals.values())
         self._bytes_before += sent
-        self._emit(RoundEvent(
-            time=now, round=round_, seconds=now - self._began, loss=loss, samples=sum(each.samples for each in self._owners.values()),
-            batches=batches, bytes=sent, roles=roles,
-        ))  # fmt: skip
+        self._emit(
+            RoundEvent(
+                time=now,
+                round=round_,
+                seconds=now - self._began,
+                loss=loss,
+                samples=sum(each.samples for each in self._owners.values()),
+                batches=batches,
+                bytes=sent,
+                roles=roles,
+            )
+        )
         self._emit(CommitEvent(time=now, round=round_, digests=digests))
 
     def evaluated(self, message: Evaluated) -> None:
@@ -168,6 +199,11 @@ def _busy(stats: Stats) -> float:
 
 def _role_stats(stats: Stats) -> RoleStats:
     return RoleStats(
-        forward_s=stats.forward_s, backward_s=stats.backward_s, update_s=stats.update_s, idle_s=max(0.0, stats.round_s - _busy(stats)),
-        sent_bytes=stats.sent_bytes, received_bytes=stats.received_bytes, tasks=stats.tasks,
-    )  # fmt: skip
+        forward_s=stats.forward_s,
+        backward_s=stats.backward_s,
+        update_s=stats.update_s,
+        idle_s=max(0.0, stats.round_s - _busy(stats)),
+        sent_bytes=stats.sent_bytes,
+        received_bytes=stats.received_bytes,
+        tasks=stats.tasks,
+    )

@@ -99,7 +99,7 @@ class Inbox:
         """Takes one message if there is one.
 
         Returns:
-            None when nothing waits; else the header (its credit is valid for every message) and the task when it is whole.
+            None when nothing waits; else the header (credit counts in every message) and the task when it is whole.
 
         Raises:
             RemoteProtocolError: The message is not what the protocol allows. It is gone, and counted.

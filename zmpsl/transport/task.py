@@ -82,4 +82,7 @@ class Task(Struct, frozen=True):
 
     def __str__(self) -> str:
         size = "" if self.tensor is None else f" {self.tensor.dtype}{list(self.tensor.shape)}"
-        return f"{self.op.name} owner {self.owner} round {self.round} epoch {self.epoch} batch {self.batch}.{self.micro}{size}"
+        return (
+            f"{self.op.name} owner {self.owner} round {self.round} epoch {self.epoch} batch"
+            f" {self.batch}.{self.micro}{size}"
+        )
