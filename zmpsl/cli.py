@@ -215,6 +215,7 @@ def _member(
     advertise: str | None,
     unprotected: bool,
     data_dir: Path | None = None,
+    allow_code: tuple[str, ...] = (),
 ) -> None:
     import logging
 
@@ -223,15 +224,26 @@ def _member(
 
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     with _errors():
-        node = Node(make_member(role, runs, place, data_dir), manager, bind, advertise, unprotected=unprotected)
+        member = make_member(role, runs, place, data_dir)
+        member.allowed_code = allow_code
+        node = Node(member, manager, bind, advertise, unprotected=unprotected)
         click.echo(f"{role} at {node.endpoint}, manager at {manager}")
         _stoppable(node.ask_to_stop, quiet_signals)
         node.run()
         click.echo(f"{node.member.place}: done")
 
 
+_allow_code = click.option(
+    "--allow-code",
+    multiple=True,
+    metavar="MODULE:FUNCTION",
+    help="Code outside zmpsl that a job may have this role run.",
+)
+
+
 @main.command(epilog=EXIT_CODES)
 @_member_options
+@_allow_code
 def compute(**options: Any) -> None:
     """Run a compute node: it gets its part of the model from the manager's plan."""
     _member("compute", **options)
@@ -239,6 +251,7 @@ def compute(**options: Any) -> None:
 
 @main.command(epilog=EXIT_CODES)
 @_member_options
+@_allow_code
 @click.option("--data-dir", type=PATH, default=None, help="Folder of this owner's data, instead of the job's data.dir.")
 def owner(**options: Any) -> None:
     """Run a data owner: data, labels, first and last part stay here."""

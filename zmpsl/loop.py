@@ -137,8 +137,9 @@ class Node:
             while self._stop is None:
                 self._turn()
                 if self._asked_to_stop.is_set():
-                    self._stop = Stop(130, f"{self.member.place or self.member.role} was asked to stop")
-                    self._perform(self.member.trouble(error_for(130, self._stop.text), 130))
+                    text = f"{self.member.place or self.member.role} was asked to stop"
+                    self._perform(self.member.trouble(PeerLostError(text), PeerLostError.exit_code))
+                    self._stop = Stop(130, text)
             self.state = State.DRAINING
             self._drain(1.0)
         finally:

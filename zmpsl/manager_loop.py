@@ -75,7 +75,7 @@ class ManagerNode:
                     self._perform(self.manager.finish(130, "interrupted"))
             self.state = State.DRAINING
             deadline = time.monotonic() + FAREWELL_S
-            while self.manager.members and time.monotonic() < deadline:
+            while len(self.manager.roster) and time.monotonic() < deadline:
                 self._turn()
         except ZmpslError as error:
             self._perform(self.manager.finish(error.exit_code, str(error)))

@@ -27,7 +27,11 @@ _CLASSES = {
 
 
 def make_member(role: str, runs: Path | None, place: str = "", data_dir: Path | None = None) -> Member:
-    """Makes the role for a process of its own; imports only what that role needs."""
+    """Makes the role for a process of its own; imports only what that role needs.
+
+    Raises:
+        ZmpslError: The role needs torch, which is not installed.
+    """
     module, name = _CLASSES[role]
     try:
         kind = getattr(import_module(module), name)

@@ -11,17 +11,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
 
-from zmpsl import __version__
 from zmpsl.checkpoint import Record, write_index, write_record, write_text
 from zmpsl.errors import JobError, JoinError, PeerLostError, RemoteProtocolError, ZmpslError
 from zmpsl.job.load import dump_job
-from zmpsl.job.schema import Job
+from zmpsl.job.schema import Job, Network
 from zmpsl.messages import (
-    PROTOCOL,
     Begin,
     Committed,
     Describe,
@@ -44,8 +41,9 @@ from zmpsl.messages import (
     Trouble,
     Welcome,
 )  # fmt: skip
-from zmpsl.plan import AGGREGATOR, Block, Peer, Plan, check_cuts, fingerprint, node_name, owner_name
+from zmpsl.plan import AGGREGATOR, Block, Plan, check_cuts, fingerprint, node_name, owner_name
 from zmpsl.roles.actions import Action, Stop, Tell
+from zmpsl.roles.roster import Roster, Seat, listed
 from zmpsl.roles.scoreboard import Scoreboard
 
 __all__ = ["Manager", "Phase"]
@@ -62,20 +60,6 @@ class Phase(Enum):
     TRAINING = "training"
     EVALUATING = "evaluating"
     OVER = "over"
-
-
-@dataclass
-class _Member:
-    """A role that has joined."""
-
-    identity: bytes
-    join: Join
-    place: str
-    ready: bool = False
-    unreachable_since: float | None = None
-
-    def __str__(self) -> str:
-        return f"{self.place} (process {self.join.pid} on {self.join.host})"
 
 
 class Manager:
@@ -100,7 +84,8 @@ class Manager:
         self.record = resume
         self.board = Scoreboard()
         self._run = run
-        self._members: dict[bytes, _Member] = {}
+        self.rejected = 0
+        self.roster = Roster()
         self._observers: set[bytes] = set()
         self._waiting: set[str] = set()
         self._since: float | None = None
@@ -112,9 +97,16 @@ class Manager:
     # -- what a driver calls ------------------------------------------------------------------------------------------
 
     def hear(self, who: bytes, message: ToManager) -> Iterator[Action]:
-        """Takes a message of a member or observer."""
+        """Takes a message of a member or observer.
+
+        Raises:
+            RemoteProtocolError: It makes no sense from them, or now; it is counted and changes nothing.
+        """
         try:
             yield from self._hear(who, message)
+        except RemoteProtocolError:
+            self.rejected += 1
+            raise
         except ZmpslError as error:
             yield from self.finish(error.exit_code, str(error))
 
@@ -124,40 +116,32 @@ class Manager:
         if now - self._pinged_at >= PING_EVERY_S and self.phase is not Phase.OVER:
             self._pinged_at = now
             self.board.tell_progress(self.phase.value, self.round)
-            for member in list(self._members.values()):
-                yield Tell(member.identity, Ping())
-        limit = self.job.network.join_timeout_s if self.job is not None else None
-        if (
-            limit is not None
-            and self.phase in (Phase.GATHERING, Phase.DESCRIBING, Phase.BUILDING)
-            and now - self._since > limit
-        ):
-            error = JoinError(f"after {limit:g} s (network.join_timeout_s) {self._who_is_missing()}")
-            yield from self.finish(error.exit_code, str(error))
+            for seat in self.roster:
+                yield Tell(seat.identity, Ping())
+        if self.job is None or self.phase not in (Phase.GATHERING, Phase.DESCRIBING, Phase.BUILDING):
+            return
+        limit = self.job.network.join_timeout_s
+        if now - self._since > limit:
+            text = f"after {limit:g} s (network.join_timeout_s) {self._who_is_missing(self.job)}"
+            yield from self.finish(JoinError.exit_code, text)
 
     def unreachable(self, who: bytes, now: float) -> Iterator[Action]:
         """The connection to a member is gone; it is lost when it stays so."""
-        member = self._members.get(who)
+        seat = self.roster.get(who)
         self._observers.discard(who)
-        if member is None or self.phase is Phase.OVER:
+        if seat is None or self.phase is Phase.OVER:
             return
-        if member.unreachable_since is None:
-            member.unreachable_since = now
-        limit = self.job.network.lost_after_s if self.job is not None else 0.0
-        if self.phase is Phase.GATHERING:
-            del self._members[who]
-            self.board.notice(f"{member} went before the run began; its place is free again")
-        elif now - member.unreachable_since >= limit:
-            error = PeerLostError(
-                f"{member} is lost: its connection has been closed for {now - member.unreachable_since:.1f} s"
-            )
-            yield from self.finish(error.exit_code, str(error))
+        if seat.unreachable_since is None:
+            seat.unreachable_since = now
+        gone_s = now - seat.unreachable_since
+        if gone_s >= (self.job.network if self.job is not None else Network()).lost_after_s:
+            yield from self._gone(seat, f"is lost: its connection has been closed for {gone_s:.1f} s")
 
     def reachable(self, who: bytes) -> None:
         """The connection to a member is open."""
-        member = self._members.get(who)
-        if member is not None:
-            member.unreachable_since = None
+        seat = self.roster.get(who)
+        if seat is not None:
+            seat.unreachable_since = None
 
     def finish(self, exit_code: int, text: str) -> Iterator[Action]:
         """Ends the run for everybody."""
@@ -165,7 +149,7 @@ class Manager:
             return
         self.phase = Phase.OVER
         self.board.end(exit_code, text)
-        for identity in [*self._members, *self._observers]:
+        for identity in self._everybody():
             yield Tell(identity, Finish(exit_code=exit_code, text=text))
         self.exit = Stop(exit_code, text)
         yield self.exit
@@ -174,11 +158,6 @@ class Manager:
     def folder(self) -> Path | None:
         """The run's folder, once the run has a name."""
         return None if self.runs is None or self._run is None else self.runs / self._run
-
-    @property
-    def members(self) -> int:
-        """Number of members that have not left."""
-        return len(self._members)
 
     # -- messages -----------------------------------------------------------------------------------------------------
 
@@ -189,12 +168,13 @@ class Manager:
         if isinstance(message, Submit):
             yield from self._submit(who, message.job)
             return
-        member = self._members.get(who)
+        seat = self.roster.get(who)
         if isinstance(message, Leave):
-            self._members.pop(who, None)
             self._observers.discard(who)
+            if seat is not None:
+                yield from self._gone(seat, "has left")
             return
-        if member is None:
+        if seat is None:
             raise RemoteProtocolError(f"{type(message).__name__} from somebody who has not joined")
         if self.phase is Phase.OVER:
             return
@@ -204,20 +184,20 @@ class Manager:
             case Described():
                 yield from self._described(message.blocks)
             case Ready():
-                yield from self._ready(member, message)
+                yield from self._ready(seat, message)
             case Progress():
                 if message.round == self.round:
-                    self.board.progress(member.place, message)
+                    self.board.progress(seat.place, message)
             case Trained():
-                self.board.trained(member.place, message)
-                yield from self._arrived(member.place, Phase.TRAINING, message.round)
+                self.board.trained(seat.place, message)
+                yield from self._arrived(seat.place, Phase.TRAINING, message.round)
             case Prepared():
                 self._digests.update(message.digests)
-                self.board.prepared(member.place, message)
-                yield from self._arrived(member.place, Phase.TRAINING, message.round)
+                self.board.prepared(seat.place, message)
+                yield from self._arrived(seat.place, Phase.TRAINING, message.round)
             case Evaluated():
                 self.board.evaluated(message)
-                yield from self._arrived(member.place, Phase.EVALUATING, message.round)
+                yield from self._arrived(seat.place, Phase.EVALUATING, message.round)
 
     def _join(self, who: bytes, join: Join) -> Iterator[Action]:
         if join.role == "observer":
@@ -227,53 +207,22 @@ class Manager:
                 yield Tell(who, Publish(plan=self.plan))
             return
         try:
-            place = self._place_for(join)
+            if self.phase is not Phase.GATHERING:
+                raise JoinError(f"the run is {self.phase.value}; all its places are taken")
+            seat = self.roster.add(who, join, self.job)
         except JoinError as error:
             self.board.notice(f"refused {join.role} (process {join.pid} on {join.host}): {error}")
             yield Tell(who, Refused(exit_code=error.exit_code, text=str(error)))
             return
-        self._members[who] = _Member(who, join, place)
-        yield Tell(who, Welcome(place=place, job=self.job))
+        yield Tell(who, Welcome(place=seat.place, job=self.job))
         yield from self._maybe_describe()
 
-    def _place_for(self, join: Join) -> str:
-        if join.protocol != PROTOCOL:
-            raise JoinError(
-                f"this manager speaks protocol {PROTOCOL} (zmpsl {__version__}), {join.role} speaks {join.protocol}"
-                f" (zmpsl {join.version}); install the same version on all hosts"
-            )
-        if self.phase is not Phase.GATHERING:
-            raise JoinError(f"the run is {self.phase.value}; all its places are taken")
-        taken = {member.place: member for member in self._members.values()}
-        places = self._places(join.role)
-        if join.place:
-            if join.place not in places:
-                raise JoinError(f"{join.role} asks for place {join.place!r}; this job has {_listed(places)}")
-            if join.place in taken:
-                raise JoinError(
-                    f"place {join.place} is taken by process {taken[join.place].join.pid} on"
-                    f" {taken[join.place].join.host}; two cannot hold it"
-                )
-            return join.place
-        free = [place for place in places if place not in taken]
-        if not free:
-            raise JoinError(f"all places for role {join.role!r} are taken: {_listed(places)}")
-        return free[0]
-
-    def _places(self, role: str) -> list[str]:
-        # Before there is a job nobody knows how many places there will be; the job refuses those too many.
-        owners, nodes = (
-            (self.job.owners, self.job.nodes)
-            if self.job is not None
-            else (len(self._members) + 1, len(self._members) + 1)
-        )
-        if role == "compute":
-            return [node_name(hop) for hop in range(nodes)]
-        if role == "owner":
-            return [owner_name(index) for index in range(owners)]
-        if role == AGGREGATOR:
-            return [AGGREGATOR]
-        raise JoinError(f"{role!r} is no role; known are owner, compute, aggregator")
+    def _gone(self, seat: Seat, how: str) -> Iterator[Action]:
+        self.roster.remove(seat.identity)
+        if self.phase is Phase.GATHERING:
+            self.board.notice(f"{seat} {how}; its place is free again")
+        elif self.phase is not Phase.OVER:
+            yield from self.finish(PeerLostError.exit_code, f"{seat} {how}")
 
     def _submit(self, who: bytes, job: Job) -> Iterator[Action]:
         if self.job is not None:
@@ -288,46 +237,39 @@ class Manager:
         self.job = job
         self._since = None
         yield Tell(who, Welcome(place="", job=job))
-        known = {place for role in ("compute", "owner", AGGREGATOR) for place in self._places(role)}
-        for member in [m for m in self._members.values() if m.place not in known]:
-            del self._members[member.identity]
-            yield Tell(
-                member.identity,
-                Refused(exit_code=JoinError.exit_code, text=f"job {job.name!r} has no place {member.place}"),
-            )
+        for seat in self.roster.surplus(job):
+            self.roster.remove(seat.identity)
+            text = f"job {job.name!r} has no place {seat.place}"
+            yield Tell(seat.identity, Refused(exit_code=JoinError.exit_code, text=text))
         yield from self._maybe_describe()
 
     # -- the plan -----------------------------------------------------------------------------------------------------
 
-    def _all_places(self) -> set[str]:
-        return {place for role in ("compute", "owner", AGGREGATOR) for place in self._places(role)}
-
-    def _who_is_missing(self) -> str:
-        missing = self._all_places() - {member.place for member in self._members.values()}
+    def _who_is_missing(self, job: Job) -> str:
+        missing = self.roster.missing(job)
         if missing:
             return (
-                f"still missing: {_listed(missing)}; start them with `zmpsl compute|owner|aggregator --manager ADDRESS`"
+                f"still missing: {listed(missing)}; start them with `zmpsl compute|owner|aggregator --manager ADDRESS`"
             )
-        return f"not ready: {_listed(member.place for member in self._members.values() if not member.ready)}"
+        return f"not ready: {listed(seat.place for seat in self.roster if not seat.ready)}"
 
     def _maybe_describe(self) -> Iterator[Action]:
-        places = {member.place: member for member in self._members.values()}
-        if self.job is None or self.phase is not Phase.GATHERING or set(places) != self._all_places():
+        if self.job is None or self.phase is not Phase.GATHERING or self.roster.missing(self.job):
             return
         self.phase = Phase.DESCRIBING
-        yield Tell(places[owner_name(0)].identity, Describe(job=self.job))
+        asked = next(seat for seat in self.roster if seat.place == owner_name(0))
+        yield Tell(asked.identity, Describe(job=self.job))
 
     def _described(self, blocks: tuple[Block, ...]) -> Iterator[Action]:
         if self.job is None or self.phase is not Phase.DESCRIBING:
             return
         bounds = check_cuts(self.job, len(blocks))
         self._run = self._run or f"{self.job.name}-{time.strftime('%Y%m%d-%H%M%S')}"
-        peers = {m.place: Peer(m.place, m.join.endpoint) for m in self._members.values()}
         start, digests = self._resume_point(blocks, bounds)
         self.plan = Plan(
-            version=1, run=self._run, job=self.job, blocks=blocks, bounds=bounds, aggregator=peers[AGGREGATOR],
-            nodes=tuple(peers[node_name(hop)] for hop in range(self.job.nodes)),
-            owners=tuple(peers[owner_name(index)] for index in range(self.job.owners)),
+            version=1, run=self._run, job=self.job, blocks=blocks, bounds=bounds, aggregator=self.roster.peer(AGGREGATOR),
+            nodes=tuple(self.roster.peer(node_name(hop)) for hop in range(self.job.nodes)),
+            owners=tuple(self.roster.peer(owner_name(index)) for index in range(self.job.owners)),
             start_round=start, digests=digests,
         )  # fmt: skip
         if self.record is None:
@@ -341,7 +283,7 @@ class Manager:
             self.board.log_to(self.folder)
         self.board.planned(self.plan)
         self.phase = Phase.BUILDING
-        for identity in [*self._members, *self._observers]:
+        for identity in self._everybody():
             yield Tell(identity, Publish(plan=self.plan))
 
     def _resume_point(self, blocks: tuple[Block, ...], bounds: tuple[int, ...]) -> tuple[int, dict[str, str]]:
@@ -356,12 +298,12 @@ class Manager:
             )
         return record.last + 1, record.committed[record.last]
 
-    def _ready(self, member: _Member, message: Ready) -> Iterator[Action]:
+    def _ready(self, seat: Seat, message: Ready) -> Iterator[Action]:
         if self.phase is not Phase.BUILDING or self.plan is None or message.plan != self.plan.version:
             return
-        member.ready = True
+        seat.ready = True
         self.board.batches_total += message.batches
-        if all(each.ready for each in self._members.values()):
+        if all(each.ready for each in self.roster):
             self.round = self.plan.start_round
             yield from self._begin_or_finish()
 
@@ -372,7 +314,7 @@ class Manager:
             yield from self.finish(0, f"{self.job.train.rounds} rounds committed")
             return
         self.phase = Phase.TRAINING
-        self._waiting = {member.place for member in self._members.values()}
+        self._waiting = {seat.place for seat in self.roster}
         self._digests = {}
         self.board.begin(self.round)
         yield from self._tell_all(Begin(round=self.round))
@@ -414,11 +356,9 @@ class Manager:
             self.round += 1
             yield from self._begin_or_finish()
 
+    def _everybody(self) -> list[bytes]:
+        return [*(seat.identity for seat in self.roster), *self._observers]
+
     def _tell_all(self, message: FromManager) -> Iterator[Action]:
-        for identity in [*self._members, *self._observers]:
+        for identity in self._everybody():
             yield Tell(identity, message)
-
-
-def _listed(places: object) -> str:
-    names = sorted(places, key=lambda name: (name.rstrip("0123456789"), len(name), name))  # type: ignore[call-overload]
-    return ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")

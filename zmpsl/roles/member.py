@@ -13,7 +13,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from zmpsl import __version__
-from zmpsl.errors import RemoteProtocolError
+from zmpsl.errors import JoinError, RemoteProtocolError
+from zmpsl.job.schema import Job
 from zmpsl.messages import (
     Begin,
     Committed,
@@ -28,7 +29,7 @@ from zmpsl.messages import (
     Trouble,
     Welcome,
 )
-from zmpsl.plan import Plan
+from zmpsl.plan import AGGREGATOR, Plan
 from zmpsl.roles.actions import Action, Say, Stop
 from zmpsl.roles.meter import Meter
 from zmpsl.transport.task import Op, Task
@@ -47,10 +48,13 @@ class Member:
 
     Attributes:
         own_process: Set by programs that run one role per process; then the job's `threads` is set for torch.
+        allowed_code: The `module:function` names a job may make this role import and call; None for any. A job comes
+            over the network, so a role that takes jobs from others should know beforehand what it runs for them.
     """
 
     role = "member"
     own_process = False
+    allowed_code: tuple[str, ...] | None = None
 
     def __init__(self, runs: Path | None = None, place: str = "") -> None:
         self.place = place
@@ -87,6 +91,7 @@ class Member:
             case Welcome():
                 self.place = message.place
             case Describe():
+                self._consent(message.job)
                 yield from self.describe(message)
             case Publish():
                 yield from self._publish(message.plan)
@@ -174,9 +179,19 @@ class Member:
         """The run's folder on this host."""
         return None if self.runs is None or self.plan is None else self.runs / self.plan.run
 
+    def _consent(self, job: Job) -> None:
+        names = [job.model.name] if self.role == "compute" else [job.model.name, job.data.name]
+        for name in names if self.role != AGGREGATOR else []:
+            if ":" in name and self.allowed_code is not None and name not in self.allowed_code:
+                raise JoinError(
+                    f"{self.place} on {socket.gethostname()} was not told to run {name!r} for a job; "
+                    f"if you trust that code, start this role with --allow-code {name}"
+                )
+
     def _publish(self, plan: Plan) -> Iterator[Action]:
         if self.plan is not None and plan.version <= self.plan.version:
             return
+        self._consent(plan.job)
         self.plan = plan
         self.round = plan.start_round
         if self.folder is not None:

@@ -1,0 +1,390 @@
+"""A port that anybody can reach hears anything. Whatever strangers send, the run ends with the weights it ends with.
+
+Not covered: a stranger who knows the plan and speaks in a member's name; only keys can keep that one out.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import random
+import socket
+import struct
+import threading
+from collections.abc import Iterator
+from functools import cache
+from typing import Any
+from zlib import crc32
+
+import msgspec
+import numpy as np
+import pytest
+import zmq
+from helpers import TINY, ThreadedRun, job, wait_for
+from zmq.utils.monitor import recv_monitor_message
+
+from zmpsl.codecs import NONE
+from zmpsl.job import Job
+from zmpsl.launch.memory import MemoryRun
+from zmpsl.messages import (
+    Described,
+    Evaluated,
+    Join,
+    Leave,
+    Message,
+    Prepared,
+    Progress,
+    Ready,
+    Stats,
+    Submit,
+    Trained,
+    Trouble,
+    encode,
+)  # fmt: skip
+from zmpsl.roles.manager import Phase
+from zmpsl.roles.owner import DataOwner
+from zmpsl.transport.task import Op, Task
+from zmpsl.transport.wire import CHUNK, MAX_MESSAGE, OWNER_SENDER, messages
+
+SMALL = [*TINY, "owners=2", "model.name=small_nets:tiny_mlp"]
+SEED = 20240301
+Frames = list[bytes]
+
+
+@cache
+def undisturbed() -> dict[int, dict[str, str]]:
+    """What every run here must end with, from a run that nobody can reach."""
+    run = MemoryRun(job(*SMALL))
+    run.run()
+    assert run.manager.record is not None
+    return run.manager.record.committed
+
+
+class Siege:
+    """A run that waits, ready to train, until it is told to go; and bare sockets to whatever listens."""
+
+    def __init__(self, run: ThreadedRun, gate: threading.Event) -> None:
+        self.run = run
+        self.gate = gate
+        self.context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+        self.endpoints = [node.endpoint for node in run.nodes]
+        self._open: list[zmq.Socket[bytes]] = []
+
+    def connect(self, kind: int, endpoint: str) -> zmq.Socket[bytes]:
+        """A bare socket that does not come back once it was hung up on; closed with the siege."""
+        peer = self.context.socket(kind)
+        peer.setsockopt(zmq.LINGER, 0)
+        peer.setsockopt(zmq.RECONNECT_IVL, -1)
+        peer.connect(endpoint)
+        self._open.append(peer)
+        return peer
+
+    def say(self, *frames: bytes) -> zmq.Socket[bytes]:
+        """Says something to the manager, as somebody it does not know."""
+        stranger = self.connect(zmq.DEALER, self.run.manager.endpoint)
+        stranger.send_multipart(frames)
+        return stranger
+
+    def hold_out(self) -> None:
+        """Lets the run go on; it must end as if nobody had been there."""
+        self.gate.set()
+        self.run.finish()
+        record = self.run.manager.manager.record
+        assert record is not None
+        assert record.committed == undisturbed()
+
+
+@contextlib.contextmanager
+def siege(wanted: Job | None = None) -> Iterator[Siege]:
+    """A run under way whose owners do not begin their work before `hold_out`."""
+    run, gate = ThreadedRun(wanted or job(*SMALL)), threading.Event()
+    for node in run.nodes:
+        if isinstance(node.member, DataOwner):
+            node.member.wants_work = lambda own=node.member.wants_work: gate.is_set() and own()  # type: ignore[method-assign]
+    with run:
+        wait_for(lambda: run.manager.manager.phase is Phase.TRAINING or run.manager.drain(0), 20)
+        besieged = Siege(run, gate)
+        try:
+            yield besieged
+        finally:
+            gate.set()
+            besieged.context.destroy(linger=0)
+
+
+def forged(header: bytes, at: int, code: str, value: int) -> bytes:
+    """A header with one field replaced and a checksum that fits; offsets as in zmpsl.transport.wire."""
+    data = bytearray(header)
+    struct.pack_into(f"<{code}", data, at, value)
+    struct.pack_into("<I", data, 140, crc32(data[:140]))
+    return bytes(data)
+
+
+def task_for(**fields: Any) -> Task:
+    """A task in the form that node-0 takes from owner-0, with some fields replaced."""
+    form = {"op": Op.FORWARD, "plan": 1, "owner": 0, "round": 0, "sender": OWNER_SENDER}
+    return Task(**(form | {"tensor": np.ones((2, 3), np.float32)} | fields))
+
+
+def frames_of(task: Task, credit: int = 0) -> Frames:
+    """The first message of a task as it travels."""
+    header, chunk = next(messages(task, NONE, credit))
+    return [header] if chunk is None else [header, bytes(chunk)]
+
+
+def hostile_messages() -> list[Frames]:
+    """Messages no role may use, whatever its place: each must be counted once as rejected."""
+    rng = random.Random(SEED)
+    header, chunk = frames_of(task_for())
+    bare = frames_of(task_for(tensor=None))[0]
+    foreign = [
+        {"plan": 2}, {"plan": 0}, {"owner": 2}, {"owner": 2**32 - 1}, {"round": 7}, {"sender": 0x7777},
+        {"op": Op.PART, "sender": 3}, {"op": Op.CLOSE, "sender": 9}, {"op": Op.GLOBAL, "sender": 5},
+        {"op": Op.BACKWARD, "sender": 77}, {"op": Op.EVALUATE, "sender": 88},
+    ]  # fmt: skip
+    return [
+        *([rng.randbytes(size)] for size in (0, 1, 143, 144, 145, 4096, 100_000)),
+        [rng.randbytes(144), chunk],
+        [b"zP" + rng.randbytes(142), chunk],
+        [header],
+        [header, chunk[:-1]],
+        [header, chunk + b"\0"],
+        [header, b""],
+        [header[:-4] + bytes(4), chunk],
+        [header[:-1], chunk],
+        [forged(header, 2, "B", 2), chunk],
+        [forged(header, 3, "B", 99), chunk],
+        [forged(header, 4, "B", 1), chunk],
+        [forged(header, 5, "B", 0), chunk],
+        [forged(header, 6, "B", 9), chunk],
+        [forged(header, 32, "H", 0), chunk],
+        [forged(header, 52, "Q", 2**63), chunk],
+        [forged(header, 60, "Q", CHUNK), chunk],
+        [forged(header, 76, "Q", 2**62), chunk],
+        *(frames_of(task_for(**fields)) for fields in foreign),
+        frames_of(task_for(tensor=None, plan=3), credit=1 << 40),
+        frames_of(task_for(tensor=None, sender=0x7777), credit=1 << 40),
+        [rng.randbytes(10) for _ in range(2000)],
+        [b""] * 500,
+        [bare[:100], *frames_of(task_for(plan=9))],
+        *(_flipped(header, chunk, rng) for _ in range(40)),
+    ]
+
+
+def _flipped(header: bytes, chunk: bytes, rng: random.Random) -> Frames:
+    data = bytearray(header)
+    data[rng.randrange(len(data))] ^= 1 << rng.randrange(8)
+    return [bytes(data), chunk]
+
+
+# -- the data plane ----------------------------------------------------------------------------------------------------
+
+
+def test_every_inbox_counts_and_drops_what_it_cannot_use():
+    """Before the first batch each role gets every hostile message once: exactly that many are counted, none is used."""
+    hostile = hostile_messages()
+    with siege() as besieged:
+        for endpoint in besieged.endpoints:
+            push = besieged.connect(zmq.PUSH, endpoint)
+            for frames in hostile:
+                push.send_multipart(frames)
+        nodes = besieged.run.nodes
+        wait_for(lambda: all(node.rejected >= len(hostile) for node in nodes) or besieged.run.manager.drain(0), 20)
+        assert {node.member.place: node.rejected for node in nodes} == dict.fromkeys(besieged.run.members, len(hostile))
+        besieged.hold_out()
+
+
+def test_flood_during_training():
+    """Hostile messages between those of the run, all the time, disturb neither the weights nor the end."""
+    hostile = hostile_messages()
+    with siege() as besieged:
+        pushes = [besieged.connect(zmq.PUSH, endpoint) for endpoint in besieged.endpoints]
+        before = [node.rejected for node in besieged.run.nodes]
+        besieged.gate.set()
+        for frames in hostile * 5:
+            for push in pushes:
+                with contextlib.suppress(zmq.Again):
+                    push.send_multipart(frames, zmq.DONTWAIT)
+        besieged.hold_out()
+        assert all(node.rejected > count for node, count in zip(besieged.run.nodes, before, strict=True))
+
+
+def test_message_above_the_limit_closes_only_its_own_connection():
+    """libzmq hangs up on who sends a frame of more than a chunk and a header, before there is memory for it."""
+    with siege() as besieged:
+        for endpoint in besieged.endpoints:
+            push = besieged.connect(zmq.PUSH, endpoint)
+            monitor = push.get_monitor_socket(zmq.EVENT_DISCONNECTED)
+            push.send_multipart([frames_of(task_for())[0], bytes(MAX_MESSAGE + 1)])
+            assert monitor.poll(10_000), "the connection was not closed"
+            assert recv_monitor_message(monitor)["event"] == zmq.EVENT_DISCONNECTED
+            push.disable_monitor()
+            monitor.close(linger=0)
+        assert [node.rejected for node in besieged.run.nodes] == [0] * 5
+        besieged.hold_out()
+
+
+def test_other_protocols():
+    """A browser, a port scanner and a ZeroMQ peer that stops in its greeting are none of our business."""
+    noise = random.Random(SEED).randbytes(5000)
+    greeting = b"\xff" + bytes(8) + b"\x7f\x03\x01NULL" + bytes(16)
+    with siege() as besieged, contextlib.ExitStack() as stack:
+        for endpoint in [*besieged.endpoints, besieged.run.manager.endpoint]:
+            host, port = endpoint.removeprefix("tcp://").split(":")
+            for data in (b"GET / HTTP/1.1\r\n\r\n", b"", noise, greeting, greeting + bytes(40) + noise):
+                peer = stack.enter_context(socket.create_connection((host, int(port))))
+                peer.sendall(data)
+        besieged.hold_out()
+
+
+def test_unfinished_tensors_of_strangers_take_no_memory():
+    """The first chunk of a large tensor must not be kept, let alone the memory it asks for, when it is not for us."""
+    start = frames_of(task_for(tensor=np.zeros(4 * CHUNK, np.uint8)))[0]
+    with siege() as besieged:
+        node = besieged.run.nodes[1]
+        push = besieged.connect(zmq.PUSH, node.endpoint)
+        leased = node._inbox.pool.leased_bytes
+        for owner in range(2, 26):
+            push.send_multipart([forged(start, 12, "I", owner), bytes(CHUNK)])
+        push.send(b"the last one")
+        wait_for(lambda: node.rejected, 20)
+        wait_for(lambda: node.rejected >= 25 or not node._inbox.socket.poll(0), 20)
+        assert node._inbox.pool.leased_bytes - leased <= 8 * 4 * CHUNK, "strangers hold memory"
+        assert node.rejected == 25
+        besieged.hold_out()
+
+
+def test_claim_that_no_memory_can_hold():
+    """A job may allow more than this host has: then a claim fails as a message of a peer, not as a fault of ours."""
+    header = frames_of(task_for(tensor=np.zeros(2 * CHUNK, np.uint8)))[0]
+    claim = forged(forged(header, 52, "Q", 1 << 40), 76, "Q", 1 << 40)
+    wanted = job(*SMALL, f"network.max_tensor_bytes={1 << 40}")
+    with siege(wanted) as besieged:
+        besieged.connect(zmq.PUSH, besieged.run.nodes[1].endpoint).send_multipart([claim, bytes(CHUNK)])
+        push = besieged.connect(zmq.PUSH, besieged.run.nodes[1].endpoint)
+        push.send(b"another one")
+        wait_for(lambda: besieged.run.nodes[1].rejected or besieged.run.manager.drain(0), 20)
+        besieged.hold_out()
+
+
+# -- the control plane -------------------------------------------------------------------------------------------------
+
+
+def _nested(depth: int) -> bytes:
+    return b"\x81\xa4type" + b"\x91" * depth + b"\x01"
+
+
+def _bomb(value: bytes) -> bytes:
+    """A job whose model has an argument that is not what it seems."""
+    submit = encode(Submit(job=job(*SMALL)))
+    at = submit.index(b"\xa4args\x80") + 5
+    return submit[:at] + b"\x81\xa1a" + value + submit[at + 1 :]
+
+
+GARBAGE = {
+    "empty": [b""],
+    "nothing": [b"", b""],
+    "random": [random.Random(SEED).randbytes(3000)],
+    "three frames": [b"a", b"b", b"c"],
+    "thousand frames": [b"x"] * 1000,
+    "json": [msgspec.json.encode(Join(role="compute"))],
+    "unknown tag": [msgspec.msgpack.encode({"type": "Reboot"})],
+    "missing field": [msgspec.msgpack.encode({"type": "Ready"})],
+    "wrong type": [msgspec.msgpack.encode({"type": "Ready", "plan": [1]})],
+    "number of 2**64 - 1": [msgspec.msgpack.encode({"type": "Prepared", "round": 2**64 - 1})],
+    "endless array": [b"\xdd\xff\xff\xff\xff"],
+    "endless text": [b"\x82\xa4type\xa4Join\xa4role\xdb\xff\xff\xff\xff"],
+    "endless blocks": [b"\x82\xa4type\xa9Described\xa6blocks\xdd\xff\xff\xff\xff"],
+    "deep nesting": [_nested(1_000_000)],
+    "endless argument": [_bomb(b"\xdd\xff\xff\xff\xff")],
+    "deep argument": [_bomb(b"\x91" * 1_000_000 + b"\x01")],
+    "text that is no UTF-8": [b"\x82\xa4type\xa4Join\xa4role\xa2\xff\xff"],
+    "tag that is no UTF-8": [b"\x81\xa4type\xa2\xff\xff"],
+    "surrogate": [b"\x82\xa4type\xa4Join\xa4role\xa3\xed\xa0\x80"],
+    "argument that is no UTF-8": [_bomb(b"\xa2\xff\xff")],
+}
+
+STRANGE: list[Message] = [
+    Ready(plan=1, samples=1, batches=1),
+    Prepared(round=0, digests={"aggregator": "0", "node-0": "0"}, stats=Stats()),
+    Trained(round=0, batches=1, loss_sum=0.0, samples=1, stats=Stats()),
+    Evaluated(round=0, correct=1, total=1, samples=1, loss_sum=0.0),
+    Progress(round=0),
+    Described(blocks=()),
+    Trouble(exit_code=7, text="the end is near"),
+]
+
+
+@pytest.mark.parametrize("frames", GARBAGE.values(), ids=list(GARBAGE))
+def test_manager_drops_what_is_no_message(frames: Frames):
+    """Bytes from a peer can only ever become a message or nothing."""
+    with siege() as besieged:
+        answered(besieged, besieged.say(*frames))
+        besieged.hold_out()
+
+
+@pytest.mark.parametrize("joined", [False, True], ids=["stranger", "observer"])
+@pytest.mark.parametrize("message", STRANGE, ids=lambda message: type(message).__name__)
+def test_manager_hears_only_members(message: Message, joined: bool):
+    """Who has no place in the run can neither end it, nor move it on, nor put words into its record."""
+    with siege() as besieged:
+        stranger = besieged.say(encode(Leave()))
+        if joined:
+            answered(besieged, stranger)
+        stranger.send(encode(message))
+        answered(besieged, stranger)
+        besieged.hold_out()
+
+
+def test_manager_counts_what_it_drops():
+    """As every node does, the manager tells how many messages it did not use."""
+    with siege() as besieged:
+        stranger = besieged.say(b"nonsense")
+        stranger.send(encode(Ready(plan=1)))
+        answered(besieged, stranger)
+        assert besieged.run.manager.rejected == 2
+        besieged.hold_out()
+
+
+def test_message_above_the_limit_to_the_manager():
+    """More than any plan could need is not even read."""
+    with siege() as besieged:
+        stranger = besieged.connect(zmq.DEALER, besieged.run.manager.endpoint)
+        monitor = stranger.get_monitor_socket(zmq.EVENT_DISCONNECTED)
+        stranger.send(bytes((16 << 20) + 1))
+        assert monitor.poll(10_000), "the connection was not closed"
+        stranger.disable_monitor()
+        monitor.close(linger=0)
+        answered(besieged, besieged.connect(zmq.DEALER, besieged.run.manager.endpoint))
+        besieged.hold_out()
+
+
+def test_observers_that_come_and_go():
+    """Watching costs the run nothing, nor does leaving without a word, nor never reading what is told."""
+    with siege() as besieged:
+        for number in range(30):
+            observer = besieged.say(encode(Join(role="observer")))
+            assert observer.poll(10_000)
+            if number % 2:
+                observer.close(linger=0)
+        besieged.hold_out()
+
+
+def answered(besieged: Siege, stranger: zmq.Socket[bytes]) -> None:
+    """Waits until the manager has read all that this stranger said: on one connection nothing overtakes."""
+    stranger.send(encode(Join(role="observer")))
+
+    def told() -> bool:
+        return bool(stranger.poll(0)) and isinstance(decode_from_manager(stranger.recv()), Publish)
+
+    wait_for(lambda: told() or besieged.run.manager.drain(0), 20)
+    assert besieged.run.manager.error is None, besieged.run.manager.error
+    assert besieged.run.manager.manager.exit is None, besieged.run.manager.manager.exit
+
+
+def test_the_comparison_can_fail():
+    """Another seed gives other digests, so equal ones mean something."""
+    other = MemoryRun(job(*SMALL, "seed=1"))
+    other.run()
+    assert other.manager.record is not None
+    assert other.manager.record.committed != undisturbed()
+
+

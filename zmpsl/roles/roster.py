@@ -1,0 +1,121 @@
+"""Who has joined the manager, and which places there are."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+from zmpsl import __version__
+from zmpsl.errors import JoinError
+from zmpsl.job.schema import Job
+from zmpsl.messages import PROTOCOL, Join
+from zmpsl.plan import AGGREGATOR, Peer, node_name, owner_name
+
+__all__ = ["Roster", "Seat", "listed", "places_of"]
+
+ROLES = ("owner", "compute", AGGREGATOR)
+
+
+def places_of(role: str, owners: int, nodes: int) -> list[str]:
+    """Gives the places of a role, in order.
+
+    Raises:
+        JoinError: There is no such role.
+    """
+    if role == "compute":
+        return [node_name(hop) for hop in range(nodes)]
+    if role == "owner":
+        return [owner_name(index) for index in range(owners)]
+    if role == AGGREGATOR:
+        return [AGGREGATOR]
+    raise JoinError(f"{role!r} is no role; known are {', '.join(ROLES)}")
+
+
+def listed(places: Iterable[str]) -> str:
+    """Names places in a natural order, not more than eight of them."""
+    names = sorted(places, key=lambda name: (name.rstrip("0123456789"), len(name), name))
+    return ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
+
+
+@dataclass
+class Seat:
+    """A member that has joined.
+
+    Attributes:
+        identity: Its address on the control plane.
+        join: What it said of itself.
+        place: The place it got.
+        ready: It holds its base weights.
+        unreachable_since: When its connection was found closed, None while it is open.
+    """
+
+    identity: bytes
+    join: Join
+    place: str
+    ready: bool = False
+    unreachable_since: float | None = None
+
+    def __str__(self) -> str:
+        return f"{self.place} (process {self.join.pid} on {self.join.host})"
+
+
+class Roster:
+    """The members by identity."""
+
+    def __init__(self) -> None:
+        self._seats: dict[bytes, Seat] = {}
+
+    def __len__(self) -> int:
+        return len(self._seats)
+
+    def __iter__(self) -> Iterator[Seat]:
+        return iter(list(self._seats.values()))
+
+    def get(self, identity: bytes) -> Seat | None:
+        """Gives the member with that identity."""
+        return self._seats.get(identity)
+
+    def remove(self, identity: bytes) -> Seat | None:
+        """Takes a member out; its place is free again."""
+        return self._seats.pop(identity, None)
+
+    def add(self, identity: bytes, join: Join, job: Job | None) -> Seat:
+        """Gives a member its place.
+
+        Raises:
+            JoinError: Another version of the protocol, no such place, a place that is taken, or none left.
+        """
+        if join.protocol != PROTOCOL:
+            raise JoinError(
+                f"this manager speaks protocol {PROTOCOL} (zmpsl {__version__}), {join.role} speaks {join.protocol} "
+                f"(zmpsl {join.version}); install the same version on all hosts"
+            )
+        # Before there is a job nobody knows how many places there will be; those too many are refused with the job.
+        unknown = len(self) + 1
+        places = places_of(join.role, *((job.owners, job.nodes) if job is not None else (unknown, unknown)))
+        taken = {seat.place: seat for seat in self}
+        place = join.place or next((place for place in places if place not in taken), "")
+        if not place:
+            raise JoinError(f"all places for role {join.role!r} are taken: {listed(places)}")
+        if place not in places and job is not None:
+            raise JoinError(f"{join.role} asks for place {place!r}; this job has {listed(places)}")
+        if place in taken:
+            raise JoinError(
+                f"place {place} is taken by process {taken[place].join.pid} on {taken[place].join.host}; "
+                f"two cannot hold it"
+            )
+        seat = self._seats[identity] = Seat(identity, join, place)
+        return seat
+
+    def surplus(self, job: Job) -> list[Seat]:
+        """Gives the members the job has no place for."""
+        return [seat for seat in self if seat.place not in places_of(seat.join.role, job.owners, job.nodes)]
+
+    def missing(self, job: Job) -> set[str]:
+        """Gives the places of the job that nobody has taken."""
+        wanted = {place for role in ROLES for place in places_of(role, job.owners, job.nodes)}
+        return wanted - {seat.place for seat in self}
+
+    def peer(self, place: str) -> Peer:
+        """Gives the address of the member at a place."""
+        return Peer(place, next(seat.join.endpoint for seat in self if seat.place == place))
