@@ -2,7 +2,7 @@
 
 from setuptools import setup
 
-ROOMS = ["data", "engine", "launch", "observe", "planner", "roles", "transport"]
+ROOMS = ["data", "engine", "job", "launch", "observe", "planner", "roles", "transport"]
 
 setup(
     name="zmpsl",

@@ -7,6 +7,7 @@ import random
 
 import numpy as np
 import pytest
+from msgspec.structs import replace
 
 from zmpsl.codecs import NONE, by_name, by_number
 from zmpsl.errors import RemoteProtocolError
@@ -43,8 +44,13 @@ def whole(assembly: Assembly, task: Task) -> bool:
     return first == [None] * len(first) and is_same(last, task)
 
 
+def about(task: Task) -> Task:
+    """What a task is about, without its tensor."""
+    return replace(task, tensor=None)
+
+
 def is_same(found: Task | None, sent: Task) -> bool:
-    return found == sent and found is not None and np.array_equal(found.tensor, sent.tensor)
+    return found is not None and about(found) == about(sent) and np.array_equal(found.tensor, sent.tensor)
 
 
 @pytest.fixture
@@ -112,7 +118,7 @@ class TestInOrder:
             if task is not None:
                 found.append(task)
         assert len(found) == len(tasks)
-        assert all(is_same(next(task for task in found if task == sent), sent) for sent in tasks)
+        assert all(is_same(next(task for task in found if about(task) == about(sent)), sent) for sent in tasks)
 
 
 class TestMistakes:

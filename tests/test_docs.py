@@ -12,7 +12,6 @@ import click
 import msgspec
 import pytest
 import torch
-import yaml
 import zmq
 
 import zmpsl
@@ -192,7 +191,3 @@ def test_the_changelog_begins_with_this_version() -> None:
     version = re.search(r"^## (\S+)", (ROOT / "CHANGELOG.md").read_text(encoding="utf-8"), re.M)
     assert version is not None
     assert version[1] == zmpsl.__version__
-
-
-def test_configurations_shown_are_yaml() -> None:
-    assert all(isinstance(yaml.safe_load(text), dict) for page in PAGES for text in blocks(page, "yaml"))

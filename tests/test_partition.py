@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from zmpsl.data import OwnerData, Samples, Split, owner_data, partition
+from zmpsl.data import OwnerData, Samples, Split, load, owner_data, partition
 from zmpsl.data.augment import augment
 from zmpsl.errors import DataError
 from zmpsl.job.schema import Data, Evaluate, Partition
@@ -213,3 +213,15 @@ def test_augmentation_pads_with_black_pixels_before_normalising():
     assert set(np.unique(inputs)) == {np.float32(-2), np.float32(2)}
     with pytest.raises(DataError, match="augment"):
         Samples(np.zeros((2, 5), np.int64), np.zeros(2, np.int64)).batch(np.arange(2), np.random.default_rng(1))
+
+
+def test_an_owner_with_data_of_its_own_has_all_of_it():
+    split = load(Data(name="digits"), 0)
+    for owner in (0, 2):
+        mine = owner_data(split, Data(partition=Partition(kind="own")), Evaluate(), 3, owner, 0)
+        assert len(mine.train) == len(split.train)
+        assert len(mine.test) == len(split.test)
+    held = owner_data(split, Data(partition=Partition(kind="own")), Evaluate(data="owners", share=0.25), 3, 1, 0)
+    assert (len(held.train), len(held.test)) == (1438 - 360, 360)
+    with pytest.raises(DataError, match="deals nothing out"):
+        partition(split.train.targets, 3, Partition(kind="own"), 0)

@@ -338,3 +338,10 @@ class TestAverage:
         states = [(owner, flat_of(layout, bad=[0, value]), 1) for owner, value in enumerate(values)]
         with pytest.raises(TrainingError, match=r"the average of 0\.bad is not finite; training has diverged"):
             averaged(layout, states)
+
+    def test_a_sum_that_no_float64_holds_is_a_training_error_too(self) -> None:
+        layout = vector(2, "float64")
+        for values, weight in (([1e308, 1e308], 1), ([1e308], 2**28)):
+            states = [(owner, flat_of(layout, w=[0, value]), weight) for owner, value in enumerate(values)]
+            with pytest.raises(TrainingError, match=r"the average of 0\.w is not finite"):
+                averaged(layout, states)

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from zmpsl.codecs import CODECS, NONE, by_name, by_number
 from zmpsl.errors import LocalProtocolError, RemoteProtocolError
@@ -33,6 +34,11 @@ def tensor_of(dtype: np.dtype[np.generic], shape: tuple[int, ...]) -> Array:
         0, 2 if dtype == np.bool_ else 256, count * dtype.itemsize, np.uint8
     )
     return raw.view(dtype).reshape(shape)
+
+
+def bare(task: Task | None) -> Task | None:
+    """A task without its tensor, as headers hold it; tensors are compared by themselves."""
+    return None if task is None else replace(task, tensor=None)
 
 
 def receive(
@@ -74,7 +80,7 @@ class TestRoundTrip:
             tensor.setflags(write=False)
             sent = Task(Op.BACKWARD, 1, 2, 3, 4, 5, 6, 7, 8, 9, tensor)
             task, headers = receive(list(messages(sent, codec, 0)))
-            assert task == sent
+            assert bare(task) == bare(sent)
             assert task is not None
             assert task.tensor is not None
             assert (task.tensor.dtype, task.tensor.shape) == (dtype, shape)
@@ -102,7 +108,7 @@ class TestRoundTrip:
         firsts = [first for first, _ in messages(sent, NONE, 0)]
         headers = [parse(first, LIMIT) for first in firsts]
         assert {len(first) for first in firsts} == {HEADER_BYTES}
-        assert all(header.task == sent and header.total == 3 * CHUNK + 1 for header in headers)
+        assert all(header.task == bare(sent) and header.total == 3 * CHUNK + 1 for header in headers)
         assert [(header.offset, header.raw) for header in headers] == [
             (0, CHUNK),
             (CHUNK, CHUNK),
@@ -187,7 +193,7 @@ class TestLayout:
         ((first, _),) = messages(GOLDEN_TASK, NONE, 0x6162636465666768)
         assert first == GOLDEN
         header = parse(GOLDEN, LIMIT)
-        assert header == Header(GOLDEN_TASK, 0, np.dtype("<f2"), (3, 5), 0x6162636465666768, 30, 0, 30, 30)
+        assert header == Header(bare(GOLDEN_TASK), 0, np.dtype("<f2"), (3, 5), 0x6162636465666768, 30, 0, 30, 30)
 
     def test_a_header_has_144_bytes(self) -> None:
         assert HEADER_BYTES == len(GOLDEN) == 144

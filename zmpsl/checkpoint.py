@@ -13,6 +13,7 @@ Everything is written to a temporary file, synced and renamed. The union of the 
 from __future__ import annotations
 
 import os
+import re
 import shutil
 from collections.abc import Iterable
 from pathlib import Path
@@ -43,6 +44,13 @@ __all__ = [
 ]
 
 INDEX = "model.safetensors.index.json"
+# What msgspec raises for bytes that are not what they should be.
+_DAMAGED = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
+_PART_FILE = re.compile(r"part-[0-9]+\.safetensors")
+
+
+class _Index(Struct):
+    weight_map: dict[str, str]
 
 
 class Record(Struct, kw_only=True, forbid_unknown_fields=True):
@@ -104,7 +112,9 @@ def read_record(run: Path) -> Record:
         raise CheckpointError(
             f"{path} does not exist: {run} is no run folder, or its run ended before the first plan"
         ) from error
-    except msgspec.DecodeError as error:
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read: {error.strerror}") from error
+    except _DAMAGED as error:
         raise CheckpointError(f"{path} is damaged: {error}") from error
 
 
@@ -233,10 +243,21 @@ def load_state_dict(run: Path, round_: int | None = None) -> dict[str, NDArray[n
     Raises:
         CheckpointError: A file is missing or damaged.
     """
-    folder = round_folder(run, read_record(run).last if round_ is None else round_)
+    if round_ is None:
+        round_ = read_record(run).last
+        if round_ < 0:
+            raise CheckpointError(f"{run} has no committed round yet")
+    folder = round_folder(run, round_)
     try:
-        index = msgspec.json.decode((folder / INDEX).read_bytes())
-    except (OSError, msgspec.DecodeError) as error:
-        raise CheckpointError(f"{folder / INDEX}: {error}") from error
-    files = {name: _read(folder / name) for name in sorted(set(index["weight_map"].values()))}
-    return {key: files[name][key] for key, name in index["weight_map"].items()}
+        index = msgspec.json.decode((folder / INDEX).read_bytes(), type=_Index).weight_map
+    except (OSError, *_DAMAGED) as error:
+        raise CheckpointError(f"{folder / INDEX} cannot be read: {error}") from error
+    files: dict[str, dict[str, NDArray[np.generic]]] = {}
+    for name in sorted(set(index.values())):
+        if not _PART_FILE.fullmatch(name):
+            raise CheckpointError(f"{folder / INDEX}: {name!r} is no part file")
+        files[name] = _read(folder / name)
+    missing = next((key for key, name in index.items() if key not in files[name]), None)
+    if missing is not None:
+        raise CheckpointError(f"{folder / index[missing]} does not hold {missing}, which the index says is there")
+    return {key: files[name][key] for key, name in index.items()}

@@ -109,6 +109,7 @@ class Node:
         self._troubled_at: float | None = None
         self._checked_at = 0.0
         self._away_since = time.monotonic()
+        self._met = False  # whether the manager was ever there
         self._asked_to_stop = threading.Event()
         self._thread: threading.Thread | None = None
         member.traffic = self._traffic  # type: ignore[method-assign]
@@ -245,8 +246,8 @@ class Node:
         """Looks after connections and deadlines, four times a second."""
         self._control.watch()
         if self._control.connected:
-            self._away_since = now
-        limit = self._network.lost_after_s if self.member.place else self._reach_s
+            self._away_since, self._met = now, True
+        limit = self._network.lost_after_s if self._met else self._reach_s
         if now - self._away_since > limit:
             self._fail(
                 PeerLostError(

@@ -241,7 +241,7 @@ def decode_to_manager(data: bytes) -> ToManager:
     try:
         message: ToManager = _TO_MANAGER.decode(data)
         return message
-    except (msgspec.DecodeError, RecursionError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise RemoteProtocolError(f"a member sent {len(data)} bytes that are no control message: {error}") from error
 
 
@@ -254,5 +254,5 @@ def decode_from_manager(data: bytes) -> FromManager:
     try:
         message: FromManager = _FROM_MANAGER.decode(data)
         return message
-    except (msgspec.DecodeError, RecursionError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise RemoteProtocolError(f"the manager sent {len(data)} bytes that are no control message: {error}") from error

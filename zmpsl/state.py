@@ -8,13 +8,13 @@ The average of K replicas with n_k samples each (FedAvg) is defined per element 
 
     float32( float64( exact sum of n_k * w_k ) / sum of n_k )
 
-A float32 times an integer below 2**29 is exact in float64; the sum is kept as an unevaluated pair of float64 (TwoSum,
-Knuth; Ogita, Rump and Oishi 2005), 106 bits, so no term is rounded away and the result does not depend on the order
-in which owners finish. Integer tensors are not averaged: those of the lowest-numbered owner stand.
+A float32 times an integer below 2**29 is exact in float64, and the sum is exact too (ExactSum), so the result does not
+depend on the order in which owners finish. Integer tensors are not averaged: those of the lowest-numbered owner stand.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from hashlib import sha256
 
@@ -25,7 +25,7 @@ from zmpsl.errors import JobError, TrainingError
 from zmpsl.job.schema import Optimizer
 from zmpsl.plan import Block
 
-__all__ = ["Average", "Layout", "Segment", "digest", "ends_layout", "layout_of", "optimizer_entries"]
+__all__ = ["Average", "ExactSum", "Layout", "Segment", "digest", "ends_layout", "layout_of", "optimizer_entries"]
 
 Flat = NDArray[np.uint8]
 ALIGNMENT = 64
@@ -153,17 +153,15 @@ class Average:
         self._floats = [segment for segment in layout.segments if segment.dtype in FLOATS]
         self._others = [segment for segment in layout.segments if segment.dtype not in FLOATS]
         sizes = [segment.nbytes // np.dtype(segment.dtype).itemsize for segment in self._floats]
-        self._starts = np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64) if sizes else np.zeros(1, np.int64)
-        self._high = np.zeros(int(self._starts[-1]))
-        self._low = np.zeros_like(self._high)
+        self._starts = [sum(sizes[:index]) for index in range(len(sizes))]
+        self._sum = ExactSum(sum(sizes))
         self._integers = np.zeros(layout.nbytes, np.uint8) if self._others else None
         self._lowest: int | None = None
         self.weight = 0
 
     def reset(self) -> None:
         """Starts anew."""
-        self._high.fill(0)
-        self._low.fill(0)
+        self._sum.reset()
         self._lowest, self.weight = None, 0
 
     def add(self, owner: int, flat: Flat, weight: int) -> None:
@@ -175,12 +173,13 @@ class Average:
             weight: Samples processed, at least 1.
         """
         self.weight += weight
-        for segment, start in zip(self._floats, self._starts, strict=False):
+        for segment, start in zip(self._floats, self._starts, strict=True):
             values = flat[segment.offset : segment.offset + segment.nbytes].view(segment.dtype)
             for low in range(0, values.size, STEP):
                 piece = values[low : low + STEP]
-                here = slice(int(start) + low, int(start) + low + piece.size)
-                _two_sum(self._high[here], self._low[here], piece.astype(np.float64) * weight)
+                with np.errstate(over="ignore"):  # is found when the mean is written
+                    term = piece.astype(np.float64) * weight
+                self._sum.add(start + low, term)
         if self._integers is not None and (self._lowest is None or owner < self._lowest):
             self._lowest = owner
             for segment in self._others:
@@ -193,10 +192,10 @@ class Average:
         Raises:
             TrainingError: The mean is not finite.
         """
-        for segment, start in zip(self._floats, self._starts, strict=False):
+        for segment, start in zip(self._floats, self._starts, strict=True):
             values = flat[segment.offset : segment.offset + segment.nbytes].view(segment.dtype)
-            here = slice(int(start), int(start) + values.size)
-            values[:] = ((self._high[here] + self._low[here]) / self.weight).astype(segment.dtype)
+            with np.errstate(all="ignore"):  # what overflows is found below
+                values[:] = (self._sum.rounded(start, start + values.size) / self.weight).astype(segment.dtype)
             if not np.isfinite(values).all():
                 raise TrainingError(
                     f"the average of {segment.name} is not finite; training has diverged, try a lower learning rate"
@@ -207,9 +206,49 @@ class Average:
                 flat[here] = self._integers[here]
 
 
-def _two_sum(high: NDArray[np.float64], low: NDArray[np.float64], term: NDArray[np.float64]) -> None:
-    """Adds `term` to the pairs: high becomes the rounded sum, low takes what was rounded off."""
-    total = high + term
-    back = total - high
-    low += (high - (total - back)) + (term - back)
-    high[:] = total
+class ExactSum:
+    """Sums of float64 without any rounding, element by element, as unevaluated sums of float64 `levels`.
+
+    A term is added to level 0; what that rounds off is added to level 1, and so on until nothing is left (TwoSum of
+    Knuth; growing expansions of Shewchuk 1997). Two levels hold 106 bits: more than two are used only where the terms
+    of one element differ by more than about 2**50, and are made when that happens.
+    """
+
+    def __init__(self, size: int) -> None:
+        self._levels = [np.zeros(size), np.zeros(size)]
+
+    def reset(self) -> None:
+        """Starts anew."""
+        del self._levels[2:]
+        for level in self._levels:
+            level.fill(0)
+
+    def add(self, start: int, term: NDArray[np.float64]) -> None:
+        """Adds terms to the elements from `start` on. What is not finite makes the sum not finite."""
+        here = slice(start, start + term.size)
+        with np.errstate(all="ignore"):
+            for level in self._levels:
+                term = _two_sum(level[here], term)
+                if not term.any():
+                    return
+            if np.isfinite(term).all():
+                self._levels.append(np.zeros_like(self._levels[0]))
+                self._levels[-1][here] = term
+
+    def rounded(self, start: int, stop: int) -> NDArray[np.float64]:
+        """Gives the sums of elements [start, stop), each rounded once to the nearest float64."""
+        total = self._levels[0][start:stop] + self._levels[1][start:stop]
+        if len(self._levels) > 2:
+            deep = np.any([level[start:stop] for level in self._levels[2:]], axis=0) & np.isfinite(total)
+            for index in np.flatnonzero(deep):
+                total[index] = math.fsum(level[start + index] for level in self._levels)
+        return total
+
+
+def _two_sum(sums: NDArray[np.float64], term: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Adds `term` to `sums` in place and gives, exactly, what rounding left out."""
+    total = sums + term
+    back = total - sums
+    left_out: NDArray[np.float64] = (sums - (total - back)) + (term - back)
+    sums[:] = total
+    return left_out

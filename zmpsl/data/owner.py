@@ -73,8 +73,8 @@ def owner_data(split: Split, job_data: Data, evaluate: Evaluate, owners: int, ow
         split: The whole data set.
         job_data: The job's section `data`: how samples are dealt out.
         evaluate: The job's section `evaluate`: what the owner tests on. `shared`: the test samples `owner`,
-            `owner + owners`, ...; `owners`: a share of its own samples, drawn by
-            `generator(seed, "partition", owner)`, rounded, at least one.
+            `owner + owners`, ..., or all where owners have data of their own; `owners`: a share of
+            its own samples, drawn by `generator(seed, "partition", owner)`, rounded, at least one.
         owners: Number of owners.
         owner: Which one, from 0.
         seed: The job's seed.
@@ -92,13 +92,16 @@ def owner_data(split: Split, job_data: Data, evaluate: Evaluate, owners: int, ow
         )
     if not 0 <= owner < owners:
         raise DataError(f"owner {owner} has no data: the job has {owners} owners, numbered from 0")
-    mine = partition(split.train.targets, owners, job_data.partition, seed)[owner]
+    own = job_data.partition.kind == "own"
+    mine = (
+        np.arange(len(split.train)) if own else partition(split.train.targets, owners, job_data.partition, seed)[owner]
+    )
+    if evaluate.data == "shared" and own:
+        return OwnerData(split.train, split.test)
     if evaluate.data == "shared":
         return OwnerData(split.train.subset(mine), split.test.subset(np.arange(owner, len(split.test), owners)))
     if len(mine) < 2:
         raise DataError(f"owner {owner} has {len(mine)} sample, but evaluate.data 'owners' needs one more to test on")
     held = min(max(1, round(evaluate.share * len(mine))), len(mine) - 1)
     order = generator(seed, "partition", owner).permutation(len(mine))
-    return OwnerData(
-        split.train.subset(np.sort(mine[order[held:]])), split.train.subset(np.sort(mine[order[:held]]))
-    )
+    return OwnerData(split.train.subset(np.sort(mine[order[held:]])), split.train.subset(np.sort(mine[order[:held]])))

@@ -48,6 +48,8 @@ def partition(targets: NDArray[np.integer[Any]], owners: int, spec: Partition, s
             "take 'iid' or 'sizes'"
         )
     rng = generator(seed, "partition")
+    if spec.kind == "own":
+        raise DataError("data.partition kind 'own' deals nothing out: each owner has all samples of its own folder")
     if spec.kind == "iid":
         parts = np.array_split(rng.permutation(len(targets)), owners)
     elif spec.kind == "sizes":

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import difflib
+import math
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +15,9 @@ import yaml
 
 from zmpsl.errors import JobError
 from zmpsl.job.schema import Job
+from zmpsl.job.text import read_yaml, write_yaml
 
-__all__ = ["dump_job", "load_job", "parse_job"]
+__all__ = ["check_job", "dump_job", "load_job", "parse_job"]
 
 
 def load_job(path: Path | None, overrides: Iterable[str] = ()) -> Job:
@@ -38,50 +41,56 @@ def load_job(path: Path | None, overrides: Iterable[str] = ()) -> Job:
 
 def parse_job(text: str, source: str, overrides: Iterable[str] = ()) -> Job:
     """Reads a job from YAML text; `source` names it in messages. Raises JobError like `load_job`."""
-    try:
-        tree = yaml.compose(text, Loader=yaml.SafeLoader)
-        data = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f"{source}:{mark.line + 1}" if mark is not None else source
-        raise JobError(f"{where}: not valid YAML: {getattr(error, 'problem', None) or error}") from error
+    tree, data = read_yaml(text, source)
     data = {} if data is None else data
     if not isinstance(data, dict):
         raise JobError(f"{source}:1: a job is a mapping of keys to values, not a {type(data).__name__}")
-    origins: dict[str, str] = {}
+    origins: dict[tuple[str, ...], str] = {}
     for override in overrides:
-        _override(data, override, origins)
+        origins[_override(data, override)] = f"--set {override}"
+
+    def where(parts: list[str]) -> str:
+        """Names the option or the line that a value came from."""
+        for depth in range(len(parts), 0, -1):
+            if tuple(parts[:depth]) in origins:
+                return origins[tuple(parts[:depth])]
+        return f"{source}:{_line(tree, parts)}"
+
+    for parts, problem in _not_plain(data, []):
+        raise JobError(f"{where(parts)}: {problem}")
     try:
         job = msgspec.convert(data, Job, strict=True)
     except msgspec.ValidationError as error:
-        raise JobError(_explain(str(error), data, tree, source, origins)) from error
-    _check(job, source)
+        parts, problem = _explain(str(error), data)
+        raise JobError(f"{where(parts)}: {problem}") from error
+    check_job(job, source)
     return job
 
 
 def dump_job(job: Job) -> str:
     """Gives the full job as YAML, every default visible; `parse_job` reads it back."""
-    text: str = yaml.safe_dump(msgspec.to_builtins(job), sort_keys=False, allow_unicode=True, width=110)
-    return text
+    return write_yaml(msgspec.to_builtins(job))
 
 
-def _override(data: dict[str, Any], override: str, origins: dict[str, str]) -> None:
+# -- overrides --------------------------------------------------------------------------------------------------------
+
+
+def _override(data: dict[str, Any], override: str) -> tuple[str, ...]:
     key, equals, value = override.partition("=")
     path = key.strip().split(".")
     if not equals or not all(path):
         raise JobError(f"--set {override}: must look like train.rounds=5")
     _check_path(path, override)
-    try:
-        parsed = yaml.safe_load(value)
-    except yaml.YAMLError as error:
-        raise JobError(f"--set {override}: the value is not valid YAML") from error
     for part in path[:-1]:
         below = data.setdefault(part, {})
         if not isinstance(below, dict):
             raise JobError(f"--set {override}: {part} is {below!r} in the file, which has no keys")
         data = below
-    data[path[-1]] = parsed
-    origins["$." + ".".join(path)] = f"--set {override}"
+    try:
+        data[path[-1]] = read_yaml(value, "value")[1]
+    except JobError as error:
+        raise JobError(f"--set {override}: the value is not valid YAML") from error
+    return tuple(path)
 
 
 def _check_path(path: list[str], override: str) -> None:
@@ -96,19 +105,20 @@ def _check_path(path: list[str], override: str) -> None:
 
 
 def _fields(kind: Any) -> dict[str, Any] | None:
-    """Gives the fields of a section's type, None where the type is no section."""
-    info = msgspec.inspect.type_info(kind)
+    """Gives the fields of a section's type with theirs, None for a free mapping, nothing for a plain value."""
+    info = _bare(msgspec.inspect.type_info(kind))
+    if isinstance(info, msgspec.inspect.StructType):
+        return {field.name: _python_type(_bare(field.type)) for field in info.fields}
+    return None if isinstance(info, msgspec.inspect.DictType) else {}
+
+
+def _bare(info: msgspec.inspect.Type) -> msgspec.inspect.Type:
     while isinstance(info, msgspec.inspect.Metadata):
         info = info.type
-    if not isinstance(info, msgspec.inspect.StructType):
-        return None if isinstance(info, msgspec.inspect.DictType) else {}
-    hints = {field.name: field.type for field in info.fields}
-    return {name: _python_type(hint) for name, hint in hints.items()}
+    return info
 
 
 def _python_type(info: msgspec.inspect.Type) -> Any:
-    while isinstance(info, msgspec.inspect.Metadata):
-        info = info.type
     if isinstance(info, msgspec.inspect.StructType):
         return info.cls
     return dict if isinstance(info, msgspec.inspect.DictType) else int
@@ -117,38 +127,76 @@ def _python_type(info: msgspec.inspect.Type) -> Any:
 def _nearest(key: str, names: Iterable[str]) -> str:
     names = list(names)
     close = difflib.get_close_matches(key, names, n=1, cutoff=0.5)
-    return (
-        f"; did you mean {close[0]!r}?"
-        if close
-        else f"; known keys are {', '.join(names)}"
-        if names
-        else "; it has no keys below it"
-    )
+    if close:
+        return f"; did you mean {close[0]!r}?"
+    return f"; known keys are {', '.join(names)}" if names else "; it has no keys below it"
+
+
+# -- what is wrong, and where -----------------------------------------------------------------------------------------
+
+
+def _not_plain(value: Any, parts: list[str]) -> Iterator[tuple[list[str], str]]:
+    """Finds what JSON and msgpack, which carry the job to records and hosts, would not give back the same."""
+    name = ".".join(parts) or "the job"
+    if isinstance(value, dict):
+        for key, below in value.items():
+            if not isinstance(key, str):
+                yield [*parts, str(key)], f"{name}: key {key!r} must be a text"
+                return
+            yield from _not_plain(key, [*parts, key])
+            yield from _not_plain(below, [*parts, key])
+    elif isinstance(value, list):
+        for index, below in enumerate(value):
+            yield from _not_plain(below, [*parts, str(index)])
+    elif isinstance(value, str):
+        try:
+            value.encode()
+        except UnicodeEncodeError:
+            yield parts, f"{name}: the text {value!r} holds half a character"
+    elif isinstance(value, float) and not math.isfinite(value):
+        yield parts, f"{name}: must be a finite number (it is {value})"
+    elif isinstance(value, int) and not -(2**63) <= value < 2**63:
+        yield parts, f"{name}: {value} has more than 64 bits"
+    elif not isinstance(value, int | float | None):
+        yield parts, f"{name}: a {type(value).__name__} ({value!r}) is neither number, text, list nor mapping"
 
 
 _PATH = re.compile(r" - at `(?P<path>\$[^`]*)`$")
 _UNKNOWN = re.compile(r"contains unknown field `(?P<key>[^`]*)`")
 
 
-def _explain(message: str, data: dict[str, Any], tree: yaml.Node | None, source: str, origins: dict[str, str]) -> str:
-    """Turns msgspec's message into one that names file, line and key."""
+def _explain(message: str, data: dict[str, Any]) -> tuple[list[str], str]:
+    """Turns msgspec's message into the path of the key and a message that names it."""
     found = _PATH.search(message)
-    path = found["path"] if found else "$"
+    path = (found["path"] if found else "$").replace("[...]", ".*")
     text = _PATH.sub("", message)
     unknown = _UNKNOWN.search(message)
     parts = [part for part in re.split(r"\.|\[(\d+)\]", path.removeprefix("$")) if part]
+    if "*" in parts:
+        parts = _name_entry(parts, data)
     if unknown:
         here: Any = Job
         for part in parts:
             here = (_fields(here) or {}).get(part, int)
         parts.append(unknown["key"])
-        text = f"unknown key {'.'.join(parts)!r}{_nearest(unknown['key'], _fields(here) or {})}"
-    else:
-        text = f"{'.'.join(parts) or 'the job'}: {text[0].lower()}{text[1:]}{_got(data, parts)}"
-    origin = next(
-        (origins[key] for key in sorted(origins, reverse=True) if ("$." + ".".join(parts)).startswith(key)), None
-    )
-    return f"{origin or f'{source}:{_line(tree, parts)}'}: {text}"
+        return parts, f"unknown key {'.'.join(parts)!r}{_nearest(unknown['key'], _fields(here) or {})}"
+    return parts, f"{'.'.join(parts) or 'the job'}: {text[0].lower()}{text[1:]}{_got(data, parts)}"
+
+
+def _name_entry(parts: list[str], data: Any) -> list[str]:
+    """Finds which entry of a free mapping is meant: the one that alone gives an error too."""
+    above = parts[: parts.index("*")]
+    for part in above:
+        data = data[part]
+    for key, value in data.items():
+        alone: Any = {key: value}
+        for part in reversed(above):
+            alone = {part: alone}
+        try:
+            msgspec.convert(alone, Job, strict=True)
+        except msgspec.ValidationError:
+            return [*above, key]
+    return above
 
 
 def _got(data: Any, parts: list[str]) -> str:
@@ -175,28 +223,26 @@ def _line(node: yaml.Node | None, parts: list[str]) -> int:
     return line + 1
 
 
-def _check(job: Job, source: str) -> None:
-    """What no single field can tell."""
-    if job.compute_nodes is not None and job.multihop_level is not None and job.multihop_level != job.compute_nodes + 2:
+# -- what no single field can tell ------------------------------------------------------------------------------------
+
+
+def check_job(job: Job, source: str) -> None:
+    """Checks what no single field can tell; `source` names the job in messages.
+
+    Raises:
+        JobError: Two fields contradict one another.
+    """
+    if job.compute_nodes is not None and job.multihop_level not in (None, job.compute_nodes + 2):
         raise JobError(
-            f"{source}: compute_nodes {job.compute_nodes} and multihop_level {job.multihop_level} disagree; the level"
-            " is the number of nodes + 2, give one of the two"
+            f"{source}: compute_nodes {job.compute_nodes} and multihop_level {job.multihop_level} disagree; "
+            f"the level is the number of nodes + 2, give one of the two"
         )
-    if job.cuts != "even":
-        if job.first_cut is not None or job.last_cut is not None:
-            raise JobError(f"{source}: first_cut and last_cut are for cuts: even; here cuts are {list(job.cuts)}")
-        if any(low >= high for low, high in zip(job.cuts, job.cuts[1:], strict=False)):
-            raise JobError(f"{source}: cuts {list(job.cuts)} must rise strictly")
-        if len(job.cuts) != job.parts - 1:
-            raise JobError(
-                f"{source}: {len(job.cuts)} cuts make {len(job.cuts) + 1} parts, but {job.nodes} compute nodes need"
-                f" {job.parts - 1} cuts"
-            )
+    _check_cuts(job, source)
     sizes = job.data.partition.sizes
     if (job.data.partition.kind == "sizes") != (sizes is not None) or (sizes is not None and len(sizes) != job.owners):
         raise JobError(
-            f"{source}: data.partition.sizes must list one number for each of the {job.owners} owners, with kind: sizes"
-            " and only then"
+            f"{source}: data.partition.sizes must list one number for each of the {job.owners} owners, "
+            f"with kind: sizes and only then"
         )
     known = {
         "owner",
@@ -208,6 +254,21 @@ def _check(job: Job, source: str) -> None:
         ends = link.split(">")
         if len(ends) != 2 or not set(ends) <= known:
             raise JobError(
-                f"{source}: codec.links: {link!r} is no link; write sender>receiver, such as owner>node-0 or"
-                " node-0>node-1"
+                f"{source}: codec.links: {link!r} is no link; write sender>receiver, "
+                f"such as owner>node-0 or node-0>node-1"
             )
+
+
+def _check_cuts(job: Job, source: str) -> None:
+    if job.cuts == "even":
+        return
+    cuts = list(job.cuts)
+    if job.first_cut is not None or job.last_cut is not None:
+        raise JobError(f"{source}: first_cut and last_cut are for cuts: even; here cuts are {cuts}")
+    if any(low >= high for low, high in pairwise(job.cuts)):
+        raise JobError(f"{source}: cuts {cuts} must rise strictly")
+    if len(cuts) != job.parts - 1:
+        raise JobError(
+            f"{source}: {len(cuts)} cuts make {len(cuts) + 1} parts, "
+            f"but {job.nodes} compute nodes need {job.parts - 1} cuts"
+        )

@@ -29,7 +29,8 @@ class Model(Settings, frozen=True, forbid_unknown_fields=True, kw_only=True):
         str,
         Meta(
             description=(
-                "a model of the zoo (`zmpsl models` lists them) or `module:function` returning a list of nn.Modules"
+                "a model of the zoo (`zmpsl models` lists them) or `module:function` giving nn.Modules, best as a"
+                " generator"
             )
         ),
     ] = "digits_cnn"
@@ -42,11 +43,11 @@ class Partition(Settings, frozen=True, forbid_unknown_fields=True, kw_only=True)
     """How one data set is dealt out to the data owners."""
 
     kind: Annotated[
-        Literal["iid", "dirichlet", "shards", "sizes"],
+        Literal["iid", "dirichlet", "shards", "sizes", "own"],
         Meta(
             description=(
                 "`iid` equal random shares; `dirichlet` skewed labels; `shards` few labels per owner; `sizes` unequal"
-                " random shares"
+                " random shares; `own` nothing is dealt out, each owner has all that its data folder holds"
             )
         ),
     ] = "iid"
@@ -118,8 +119,8 @@ class LearningRate(Settings, frozen=True, forbid_unknown_fields=True, kw_only=Tr
         Literal["constant", "step", "cosine", "exponential"],
         Meta(
             description=(
-                "`step`: times gamma every step_rounds; `cosine`: down to 0 at the last round; `exponential`: times"
-                " gamma every round"
+                "`step`: times gamma every step_rounds; `cosine`: half a cosine from initial towards 0;"
+                " `exponential`: times gamma every round"
             )
         ),
     ] = "constant"

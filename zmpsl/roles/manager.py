@@ -16,7 +16,7 @@ from pathlib import Path
 
 from zmpsl.checkpoint import Record, write_index, write_record, write_text
 from zmpsl.errors import JobError, JoinError, PeerLostError, RemoteProtocolError, ZmpslError
-from zmpsl.job.load import dump_job
+from zmpsl.job.load import check_job, dump_job
 from zmpsl.job.schema import Job, Network
 from zmpsl.messages import (
     Begin,
@@ -234,6 +234,11 @@ class Manager:
                 ),
             )
             return
+        try:
+            check_job(job, f"submitted job {job.name}")
+        except JobError as error:
+            yield Tell(who, Refused(exit_code=error.exit_code, text=str(error)))
+            return
         self.job = job
         self._since = None
         yield Tell(who, Welcome(place="", job=job))
@@ -267,11 +272,17 @@ class Manager:
         self._run = self._run or f"{self.job.name}-{time.strftime('%Y%m%d-%H%M%S')}"
         start, digests = self._resume_point(blocks, bounds)
         self.plan = Plan(
-            version=1, run=self._run, job=self.job, blocks=blocks, bounds=bounds, aggregator=self.roster.peer(AGGREGATOR),
+            version=1,
+            run=self._run,
+            job=self.job,
+            blocks=blocks,
+            bounds=bounds,
+            aggregator=self.roster.peer(AGGREGATOR),
             nodes=tuple(self.roster.peer(node_name(hop)) for hop in range(self.job.nodes)),
             owners=tuple(self.roster.peer(owner_name(index)) for index in range(self.job.owners)),
-            start_round=start, digests=digests,
-        )  # fmt: skip
+            start_round=start,
+            digests=digests,
+        )
         if self.record is None:
             self.record = Record(
                 run=self._run, job=self.job, bounds=bounds, fingerprint=fingerprint(blocks), committed={}

@@ -66,7 +66,11 @@ class Assembly:
         return buffer
 
     def _begin(self, header: Header) -> None:
-        same = sum(task.owner == header.task.owner and task.sender == header.task.sender for task in self._open)
+        same = sum(
+            task.owner == header.task.owner and task.sender == header.task.sender
+            for task in self._open
+            if task != header.task
+        )
         if same >= MAX_OPEN_PER_OWNER:
             raise RemoteProtocolError(
                 f"owner {header.task.owner} has {same} unfinished tensors; the oldest sender gave up on them"

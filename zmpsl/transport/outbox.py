@@ -42,6 +42,7 @@ class Outbox:
         self._held: dict[int, deque[Task]] = {}
         self._ready: deque[Task] = deque()
         self._current: Iterator[Message] | None = None
+        self._returning: set[int] = set()  # owners with a CREDIT task in the queue
         self.plan = 0
 
     def __bool__(self) -> bool:
@@ -56,7 +57,7 @@ class Outbox:
     @property
     def owes(self) -> bool:
         """True when the peer has credit to get back."""
-        return bool(self._owed)
+        return any(owner not in self._returning for owner in self._owed)
 
     def push(self, task: Task) -> None:
         """Queues a task; it is held back while its owner has no credit."""
@@ -102,7 +103,12 @@ class Outbox:
             if not self._ready:
                 return None
             task = self._ready.popleft()
-            self._current = messages(task, self._codec(task.op), self._owed.pop(task.owner, 0))
+            credit = self._owed.pop(task.owner, 0)
+            if task.op is Op.CREDIT:
+                self._returning.discard(task.owner)
+                if not credit:  # it rode on another task meanwhile
+                    continue
+            self._current = messages(task, self._codec(task.op), credit)
 
     def _fits(self, task: Task) -> bool:
         used = self._used[task.owner]
@@ -114,4 +120,6 @@ class Outbox:
 
     def _give_back(self, owner: int) -> None:
         # The amount is filled in when it leaves, from what is owed then.
-        self._ready.append(Task(Op.CREDIT, self.plan, owner, 0, sender=self._sender))
+        if owner not in self._returning:
+            self._returning.add(owner)
+            self._ready.append(Task(Op.CREDIT, self.plan, owner, 0, sender=self._sender))

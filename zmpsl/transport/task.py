@@ -44,7 +44,8 @@ class Task(Struct, frozen=True):
         micros: Number of micro-batches of this batch.
         count: CLOSE and PART: samples processed in the round; BACKWARD: samples of the whole batch.
         sender: Place code of who sent it, set by the link: 0 aggregator, 1 + hop compute node, 65535 data owner.
-        tensor: Payload or None; C-contiguous, not to be written by the sender until the link let go of it.
+        tensor: Payload or None; C-contiguous, not to be written by the sender until the link let go of it. Tasks with
+            a tensor are neither compared nor hashed.
     """
 
     op: Op

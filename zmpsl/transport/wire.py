@@ -138,11 +138,14 @@ def _header(
     size: int,
 ) -> bytes:
     dims = (*shape, *_NO_DIMS[len(shape) :])
-    body = _BODY.pack(
-        MAGIC, VERSION, task.op, codec, dtype, len(shape), 0,
-        task.plan, task.owner, task.round, task.epoch, task.batch, task.micro, task.micros, task.sender, 0,
-        task.count, credit, total, offset, raw, size, *dims,
-    )  # fmt: skip
+    try:
+        body = _BODY.pack(
+            MAGIC, VERSION, task.op, codec, dtype, len(shape), 0,
+            task.plan, task.owner, task.round, task.epoch, task.batch, task.micro, task.micros, task.sender, 0,
+            task.count, credit, total, offset, raw, size, *dims,
+        )  # fmt: skip
+    except struct.error as error:
+        raise LocalProtocolError(f"{task}: a number has no room in the header: {error}") from error
     return body + _CRC.pack(crc32(body))
 
 
@@ -193,10 +196,14 @@ def _check_sizes(
     total: int, offset: int, raw: int, size: int, codec: int, limit: int,
 ) -> None:  # fmt: skip
     expected = kind.itemsize if kind is not None else 0
+    room = expected
     for dim in shape:  # Python integers cannot overflow
         expected *= dim
+        room *= max(dim, 1)
     if stray_dims or (kind is None and shape) or total != expected:
         raise RemoteProtocolError(f"tensor of shape {shape} dtype {kind} has {expected} bytes, header says {total}")
+    if room >> 62:
+        raise RemoteProtocolError(f"an empty tensor of shape {shape}: no array has such dimensions")
     if total > limit:
         raise RemoteProtocolError(f"tensor of {total} bytes is over the limit of {limit} (network.max_tensor_bytes)")
     if offset % CHUNK or raw != min(CHUNK, total - offset) or (offset >= total and total):
