@@ -181,6 +181,20 @@ def test_model_that_works_in_place_on_its_input():
     assert message.startswith("node-1")
 
 
+@pytest.mark.parametrize("setting", ["model.name", "data.name"])
+def test_code_that_was_not_allowed(setting: str):
+    """A job comes over the network: code it names is not even imported by a role that was not told so beforehand."""
+    run = ThreadedRun(job(*SMALL, f"{setting}=no_such_module:anything"))
+    for node in run.nodes:
+        node.member.allowed_code = ("small_nets:tiny_mlp", "no_such_module:other")
+    with run, pytest.raises(JoinError) as caught:
+        run.finish(30)
+    assert _nameless(caught.value) == (
+        f"owner-K on {socket.gethostname()} was not told to run 'no_such_module:anything' for a job; "
+        "if you trust that code, start this role with --allow-code no_such_module:anything"
+    )
+
+
 @pytest.mark.parametrize("rate", ["1.0e+6", "1.0e+30"])
 def test_loss_that_is_not_a_number(rate: str):
     """Names owner, round, local epoch and batch, and what to try."""

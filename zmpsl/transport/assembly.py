@@ -44,6 +44,10 @@ class Assembly:
         self._open[header.task] = header, buffer
         return buffer[header.offset : header.offset + header.raw]
 
+    def adopt(self, header: Header, buffer: Slab) -> None:
+        """Takes a whole tensor where it was received, instead of `place`."""
+        self._open[header.task] = header, buffer
+
     def finish(self, header: Header) -> Task | None:
         """Gives the task with its tensor if this was the last chunk, else None."""
         if header.dtype is None:

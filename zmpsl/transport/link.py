@@ -14,15 +14,19 @@ from zmq.utils.monitor import recv_monitor_message
 from zmpsl.codecs import NONE, by_number
 from zmpsl.errors import NetworkError, RemoteProtocolError
 from zmpsl.transport.assembly import Assembly
-from zmpsl.transport.buffers import BufferPool
+from zmpsl.transport.buffers import ALIGNMENT, BufferPool
 from zmpsl.transport.outbox import Message, Outbox
 from zmpsl.transport.task import Task
-from zmpsl.transport.wire import MAX_MESSAGE, Header, parse
+from zmpsl.transport.wire import HEADER_BYTES, INLINE, MAX_MESSAGE, Header, parse
 
 __all__ = ["Inbox", "Link", "configure"]
 
 # Messages libzmq may hold per connection and side; each is at most 1 MiB.
 HIGH_WATER_MARK = 4
+# Where a first frame is received, so that what stands behind its header is aligned.
+FRONT = -HEADER_BYTES % ALIGNMENT
+# A tensor this small is copied out of the receive buffer instead of keeping 64 KiB for itself.
+KEEP_FROM = 8192
 
 
 def configure(socket: zmq.Socket[bytes], max_message: int, high_water_mark: int) -> None:
@@ -94,6 +98,7 @@ class Inbox:
         self.received_bytes = 0
         self.rejected = 0
         self._assembly = Assembly(self.pool)
+        self._new_scratch()
 
     def receive(self) -> tuple[Header, Task | None] | None:
         """Takes one message if there is one.
@@ -105,42 +110,62 @@ class Inbox:
             RemoteProtocolError: The message is not what the protocol allows. It is gone, and counted.
         """
         try:
-            first = self.socket.recv(zmq.DONTWAIT)
+            size = self.socket.recv_into(self._front, flags=zmq.DONTWAIT)
         except zmq.Again:
             return None
+        more = self.socket.getsockopt(zmq.RCVMORE)
         try:
-            return self._read(first)
+            return self._read(size, bool(more))
         except RemoteProtocolError:
             self.rejected += 1
             raise
         finally:
-            while self.socket.rcvmore:  # never leave the rest of a message for the next one
+            # Never leave the rest of a message for the next one.
+            while more and self.socket.getsockopt(zmq.RCVMORE):
                 self.socket.recv()
 
-    def _read(self, first: bytes) -> tuple[Header, Task | None]:
-        header = parse(first, self.limit)
-        self.received_bytes += len(first) + header.size
+    def _read(self, size: int, more: bool) -> tuple[Header, Task | None]:
+        header = parse(self._front[: min(size, HEADER_BYTES)], self.limit)
+        self.received_bytes += HEADER_BYTES + header.size
+        inline = header.size <= INLINE
+        if size != HEADER_BYTES + (header.size if inline else 0) or more == inline:
+            raise RemoteProtocolError(f"{header.task}: {size} bytes in the first frame, more frames: {more}")
         if header.dtype is None:
             return header, header.task
-        if not self.socket.rcvmore:
-            raise RemoteProtocolError(f"{header.task}: header without its chunk")
-        place = self._assembly.place(header)
         try:
-            if header.codec == NONE.number:
-                size = self.socket.recv_into(place.data)
-                if size != header.size:  # recv_into truncates in silence
-                    raise RemoteProtocolError(f"{header.task}: chunk has {size} bytes, its header says {header.size}")
+            if inline:
+                self._read_inline(header)
             else:
-                frame = self.socket.recv(copy=False)
-                if len(frame.buffer) != header.size:
-                    raise RemoteProtocolError(
-                        f"{header.task}: chunk has {len(frame.buffer)} bytes, its header says {header.size}"
-                    )
-                by_number(header.codec).unpack_into(frame.buffer, place)
+                self._read_chunk(header)
         except RemoteProtocolError:
             self._assembly.drop(header)
             raise
         return header, self._assembly.finish(header)
+
+    def _read_inline(self, header: Header) -> None:
+        """The chunk stands behind the header; a whole tensor stays where it was received."""
+        payload = self._scratch[FRONT + HEADER_BYTES : FRONT + HEADER_BYTES + header.size]
+        if header.codec == NONE.number and header.raw == header.total > KEEP_FROM:
+            self._assembly.adopt(header, payload)
+            self._new_scratch()
+        else:
+            by_number(header.codec).unpack_into(payload.data, self._assembly.place(header))
+
+    def _read_chunk(self, header: Header) -> None:
+        place = self._assembly.place(header)
+        if header.codec == NONE.number:
+            size = self.socket.recv_into(place.data)
+        else:
+            frame = self.socket.recv(copy=False)
+            size = len(frame.buffer)
+        if size != header.size:  # recv_into truncates in silence
+            raise RemoteProtocolError(f"{header.task}: chunk has {size} bytes, its header says {header.size}")
+        if header.codec != NONE.number:
+            by_number(header.codec).unpack_into(frame.buffer, place)
+
+    def _new_scratch(self) -> None:
+        self._scratch = self.pool.take(FRONT + HEADER_BYTES + INLINE)
+        self._front = self._scratch[FRONT:].data
 
     def close(self) -> None:
         """Closes the socket; what has not been received is dropped."""
@@ -183,19 +208,25 @@ class Link:
             message = self._unsent or self.outbox.next()
             if message is None:
                 return
-            header, chunk = message
-            try:
-                self.socket.send(header, zmq.DONTWAIT if chunk is None else zmq.DONTWAIT | zmq.SNDMORE)
-            except zmq.Again:
+            if not self._send(*message):
                 self._unsent = message
                 return
             self._unsent = None
-            self.sent_bytes += len(header)
-            if chunk is not None:
-                # The second frame of a message is always taken. copy=False: libzmq reads the tensor's own memory and
-                # holds a reference to it until it has.
-                self.socket.send(chunk, copy=False)
-                self.sent_bytes += len(chunk)
+
+    def _send(self, header: bytes, chunk: memoryview | bytes | None) -> bool:
+        whole = chunk is None or len(chunk) <= INLINE
+        first = header if chunk is None else b"".join((header, chunk)) if whole else header
+        try:
+            self.socket.send(first, zmq.DONTWAIT if whole else zmq.DONTWAIT | zmq.SNDMORE)
+        except zmq.Again:
+            return False
+        self.sent_bytes += len(first)
+        if not whole and chunk is not None:
+            # The second frame of a message is always taken. copy=False: libzmq reads the tensor's own memory and holds
+            # a reference to it until it has.
+            self.socket.send(chunk, copy=False)
+            self.sent_bytes += len(chunk)
+        return True
 
     def broken(self) -> bool:
         """Tells whether the connection was lost since the last call."""

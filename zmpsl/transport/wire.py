@@ -1,7 +1,9 @@
 """Task <-> bytes: one fixed header per message, payloads in chunks of at most 1 MiB.
 
-A task without a tensor is one frame, its header. A task with a tensor is one ZeroMQ message per chunk, each of two
-frames: header and chunk. Every header carries the whole task, so each message can be checked on its own.
+A task without a tensor is one frame, its header. A task with a tensor is one ZeroMQ message per chunk: of two frames,
+header and chunk, or of one, the chunk right behind its header, where the chunk is sent in at most 64 KiB (copying that
+much costs less than handing libzmq a second frame). Every header carries the whole task, so each message can be
+checked on its own.
 
     offset  size  field
          0     2  magic b"zP"
@@ -38,9 +40,10 @@ from zmpsl.codecs import CODECS, NONE, Codec
 from zmpsl.errors import LocalProtocolError, RemoteProtocolError
 from zmpsl.transport.task import DTYPES, Op, Task
 
-__all__ = ["CHUNK", "HEADER_BYTES", "MAX_DIMS", "MAX_MESSAGE", "Header", "messages", "parse", "payload_bytes"]
+__all__ = ["CHUNK", "HEADER_BYTES", "INLINE", "MAX_DIMS", "MAX_MESSAGE", "Header", "messages", "parse", "payload_bytes"]
 
 CHUNK = 1 << 20
+INLINE = 1 << 16
 MAX_DIMS = 8
 VERSION = 1
 MAGIC = b"zP"
@@ -149,11 +152,11 @@ def _header(
     return body + _CRC.pack(crc32(body))
 
 
-def parse(data: bytes, limit: int) -> Header:
+def parse(data: bytes | memoryview, limit: int) -> Header:
     """Reads and checks a header. Nothing of it is believed before it has been checked.
 
     Args:
-        data: The first frame of a message.
+        data: The first HEADER_BYTES of a message.
         limit: The most bytes a tensor may have.
 
     Returns:

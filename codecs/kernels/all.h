@@ -1,0 +1,22 @@
+/* All kernels of one instruction set, gathered into its table; everything in them is static, so no code of one set can
+ * be linked into another. */
+#include "../codecs.h"
+#include "bf16.h"
+#include "bitmap.h"
+#include "blockwise.h"
+#include "huffman.h"
+/* these stand on the ones above */
+#include "floats.h"
+#include "qz.h"
+
+const zc_isa ZC_ISA_SYMBOL = {
+    .name = ZC_ISA_NAME,
+    .encode = {bf16_encode, int8_encode, int4_encode, bitmap_encode, bytes_encode, huff_encode, bf16_huff_encode,
+               qz_encode},
+    .decode = {bf16_decode, int8_decode, int4_decode, bitmap_decode, bytes_decode, huff_decode, bf16_huff_decode,
+               qz_decode},
+    .mean_square = mean_square,
+    .mask = mask_of,
+    .pack = pack_masked,
+    .unpack = unpack_masked,
+};

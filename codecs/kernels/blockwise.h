@@ -1,0 +1,181 @@
+/* int8 and int4 with a minimum and a step per block: int8 256 values with float32 scales, int4 64 with bf16 ones.
+ *
+ *     int8 block   min f32, step f32, one byte per value          value = min + code * step
+ *     int4 block   min bf16, step bf16, two values per byte, the first in the low half
+ *
+ * A block that holds a NaN or an infinity, or whose range is no float32, has NaN for its scales and decodes to NaN
+ * throughout, so it cannot pass unseen. */
+#include "memory.h"
+
+enum { INT8_BLOCK = 256, INT4_BLOCK = 64, LANES = 16 };
+
+typedef struct range {
+    float low;
+    float high;
+    int finite;
+} range;
+
+/* Lanes of their own keep the order of comparisons fixed and let the compiler vectorise. */
+static range range_of(const f32u *restrict x, size_t n)
+{
+    float low[LANES];
+    float high[LANES];
+    uint32_t top = 0;
+    size_t i = 0;
+    for (size_t j = 0; j < LANES; j++) {
+        low[j] = high[j] = x[0];
+    }
+    for (; i + LANES <= n; i += LANES) {
+        for (size_t j = 0; j < LANES; j++) {
+            float value = x[i + j];
+            low[j] = value < low[j] ? value : low[j];
+            high[j] = value > high[j] ? value : high[j];
+        }
+    }
+    for (; i < n; i++) {
+        low[0] = x[i] < low[0] ? x[i] : low[0];
+        high[0] = x[i] > high[0] ? x[i] : high[0];
+    }
+    for (i = 0; i < n; i++) {
+        float value = x[i];
+        uint32_t magnitude = zc_bits_of(value) & 0x7fffffffu;
+        top = magnitude > top ? magnitude : top;
+    }
+    for (size_t j = 1; j < LANES; j++) {
+        low[0] = low[j] < low[0] ? low[j] : low[0];
+        high[0] = high[j] > high[0] ? high[j] : high[0];
+    }
+    /* Adding 0 turns -0 into 0, whichever of the two was met first. */
+    return (range){low[0] + 0.0f, high[0] + 0.0f, top < 0x7f800000u};
+}
+
+/* round(min((x - low) * inverse, levels)) for 0 <= x - low; adding 2^23 rounds to nearest, ties to even. */
+static void quantise(const f32u *restrict x, size_t n, float low, float inverse, float levels, uint8_t *restrict out)
+{
+    for (size_t i = 0; i < n; i++) {
+        float scaled = (x[i] - low) * inverse;
+        scaled = scaled > 0.0f ? scaled : 0.0f;
+        scaled = scaled < levels ? scaled : levels;
+        out[i] = (uint8_t)zc_bits_of(scaled + 0x1p23f);
+    }
+}
+
+static size_t int8_encode(const uint8_t *src, size_t n, float step, uint8_t *dst)
+{
+    uint8_t *out = dst;
+    for (size_t base = 0; base < n; base += INT8_BLOCK) {
+        const f32u *x = (const f32u *)(const void *)(src + 4 * base);
+        size_t count = zc_min(n - base, INT8_BLOCK);
+        range r = range_of(x, count);
+        float width = r.high - r.low;
+        f32u *scales = (f32u *)(void *)out;
+        out += 8;
+        if (!r.finite || !(width <= 0x1.fffffep127f)) {
+            scales[0] = scales[1] = zc_float_of(0x7fc00000u);
+            memset(out, 0, count);
+        } else {
+            step = width / 255.0f;
+            step = step < 0x1p-126f ? 0.0f : step;
+            scales[0] = r.low;
+            scales[1] = step;
+            quantise(x, count, r.low, step > 0.0f ? 1.0f / step : 0.0f, 255.0f, out);
+        }
+        out += count;
+    }
+    return (size_t)(out - dst);
+}
+
+static int int8_decode(const uint8_t *src, size_t size, uint8_t *dst, size_t n)
+{
+    size_t need = zc_bound(ZC_INT8, n);
+    if (size != need) {
+        return size < need ? ZC_TRUNCATED : ZC_TRAILING;
+    }
+    for (size_t base = 0; base < n; base += INT8_BLOCK) {
+        f32u *restrict out = (f32u *)(void *)(dst + 4 * base);
+        const f32u *scales = (const f32u *)(const void *)src;
+        const uint8_t *restrict codes = src + 8;
+        size_t count = zc_min(n - base, INT8_BLOCK);
+        float low = scales[0];
+        float step = scales[1];
+        for (size_t i = 0; i < count; i++) {
+            out[i] = low + (float)codes[i] * step;
+        }
+        src += 8 + count;
+    }
+    return ZC_OK;
+}
+
+/* The next bf16 not above (low) or not below (step): every value stays inside the 15 steps. */
+static uint32_t bf16_toward(float value, int down)
+{
+    uint32_t bits = zc_bits_of(value);
+    int away = down ? (bits >> 31) != 0 : (bits >> 31) == 0;
+    return (bits + (away ? 0xffffu : 0)) & 0xffff0000u;
+}
+
+static void int4_pack(const uint8_t *restrict codes, size_t bytes, uint8_t *restrict out)
+{
+    for (size_t i = 0; i < bytes; i++) {
+        out[i] = (uint8_t)(codes[2 * i] | codes[2 * i + 1] << 4);
+    }
+}
+
+static size_t int4_encode(const uint8_t *src, size_t n, float step, uint8_t *dst)
+{
+    uint8_t codes[INT4_BLOCK + 1];
+    uint8_t *out = dst;
+    for (size_t base = 0; base < n; base += INT4_BLOCK) {
+        const f32u *x = (const f32u *)(const void *)(src + 4 * base);
+        size_t count = zc_min(n - base, INT4_BLOCK);
+        range r = range_of(x, count);
+        uint32_t low = bf16_toward(r.low, 1);
+        float width = r.high - zc_float_of(low);
+        uint32_t steps = bf16_toward(width / 15.0f, 0);
+        u16u *scales = (u16u *)(void *)out;
+        codes[count] = 0;
+        if (!r.finite || !(width <= 0x1.fffffep127f)) {
+            low = steps = 0x7fc00000u;
+            memset(codes, 0, count);
+        } else {
+            step = zc_float_of(steps);
+            steps = step < 0x1p-126f ? 0 : steps;
+            quantise(x, count, zc_float_of(low), steps ? 1.0f / step : 0.0f, 15.0f, codes);
+        }
+        scales[0] = (uint16_t)(low >> 16);
+        scales[1] = (uint16_t)(steps >> 16);
+        int4_pack(codes, (count + 1) / 2, out + 4);
+        out += 4 + (count + 1) / 2;
+    }
+    return (size_t)(out - dst);
+}
+
+static void int4_unpack(const uint8_t *restrict packed, size_t bytes, uint8_t *restrict codes)
+{
+    for (size_t i = 0; i < bytes; i++) {
+        codes[2 * i] = packed[i] & 15;
+        codes[2 * i + 1] = packed[i] >> 4;
+    }
+}
+
+static int int4_decode(const uint8_t *src, size_t size, uint8_t *dst, size_t n)
+{
+    uint8_t codes[INT4_BLOCK];
+    size_t need = zc_bound(ZC_INT4, n);
+    if (size != need) {
+        return size < need ? ZC_TRUNCATED : ZC_TRAILING;
+    }
+    for (size_t base = 0; base < n; base += INT4_BLOCK) {
+        f32u *restrict out = (f32u *)(void *)(dst + 4 * base);
+        const u16u *scales = (const u16u *)(const void *)src;
+        size_t count = zc_min(n - base, INT4_BLOCK);
+        float low = zc_float_of((uint32_t)scales[0] << 16);
+        float step = zc_float_of((uint32_t)scales[1] << 16);
+        int4_unpack(src + 4, (count + 1) / 2, codes);
+        for (size_t i = 0; i < count; i++) {
+            out[i] = low + (float)codes[i] * step;
+        }
+        src += 4 + (count + 1) / 2;
+    }
+    return ZC_OK;
+}
