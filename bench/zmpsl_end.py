@@ -11,6 +11,7 @@ from peers import LOOPBACK, TIMEOUT_S, Tensor
 
 from zmpsl.codecs import by_name
 from zmpsl.job.schema import Network
+from zmpsl.transport.allocator import keep_freed_memory
 from zmpsl.transport.link import Inbox, Link
 from zmpsl.transport.outbox import Outbox
 from zmpsl.transport.task import Op, Task
@@ -28,6 +29,7 @@ class Zmpsl:
 
     def __init__(self, receiver: bool, codec: str) -> None:
         network = Network()
+        keep_freed_memory()  # as every role in a process of its own
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self._inbox = Inbox(self._context, f"tcp://{LOOPBACK}:*", network.max_tensor_bytes)
         self.address = self._inbox.endpoint

@@ -48,6 +48,8 @@ typedef struct zc_isa {
 extern const zc_isa zc_portable;
 #if defined(__x86_64__)
 extern const zc_isa zc_avx2;
+#elif defined(__aarch64__)
+extern const zc_isa zc_neon;
 #endif
 
 /* The named kernels (NULL or "": the best) where this processor can run them, else NULL. */
@@ -59,10 +61,13 @@ size_t zc_bound(enum zc_codec_id id, size_t n);
 /* Number of bits set among the first n; -1 where a bit beyond them is set. */
 ptrdiff_t zc_count_mask(const uint8_t *mask, size_t n);
 
-/* For each mask of 8: where the set bits are (pack), and which value each place takes, 0x80 for none (unpack). */
+/* For each mask of 8: where the set bits are (pack), and which value each place takes, 0x80 for none (unpack). The same
+ * for masks of 4 values of 32 bits, as places of bytes; those are 0x80 and above for none. */
 typedef struct zc_shuffles {
     uint8_t pack[256][8];
     uint8_t unpack[256][8];
+    uint8_t pack4[16][16];
+    uint8_t unpack4[16][16];
 } zc_shuffles;
 extern zc_shuffles zc_shuffle;
 

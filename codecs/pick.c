@@ -6,6 +6,11 @@
 
 zc_shuffles zc_shuffle;
 
+static uint8_t byte_place(unsigned value, unsigned byte)
+{
+    return (uint8_t)(value == 0x80 ? 0x80 : 4 * value + byte);
+}
+
 /* Idempotent: every call writes the same bytes, so two interpreters may load the module at once. */
 static void fill_shuffles(void)
 {
@@ -22,6 +27,12 @@ static void fill_shuffles(void)
             zc_shuffle.pack[mask][count++] = 0x80;
         }
     }
+    for (unsigned mask = 0; mask < 16; mask++) {
+        for (unsigned byte = 0; byte < 16; byte++) {
+            zc_shuffle.pack4[mask][byte] = byte_place(zc_shuffle.pack[mask][byte / 4], byte % 4);
+            zc_shuffle.unpack4[mask][byte] = byte_place(zc_shuffle.unpack[mask][byte / 4], byte % 4);
+        }
+    }
 }
 
 const zc_isa *zc_pick(const char *name)
@@ -30,8 +41,13 @@ const zc_isa *zc_pick(const char *name)
     fill_shuffles();
 #if defined(__x86_64__)
     __builtin_cpu_init();
-    if ((any || strcmp(name, "avx2") == 0) && __builtin_cpu_supports("avx2") && __builtin_cpu_supports("bmi2")) {
+    if ((any || strcmp(name, "avx2") == 0) && __builtin_cpu_supports("avx2") && __builtin_cpu_supports("bmi2") &&
+        __builtin_cpu_supports("lzcnt")) {
         return &zc_avx2;
+    }
+#elif defined(__aarch64__)
+    if (any || strcmp(name, "neon") == 0) { /* every aarch64 has it */
+        return &zc_neon;
     }
 #endif
     return any || strcmp(name, "portable") == 0 ? &zc_portable : NULL;

@@ -22,30 +22,16 @@ import zmq
 from helpers import TINY, ThreadedRun, job, wait_for
 from zmq.utils.monitor import recv_monitor_message
 
+from zmpsl import messages as control
 from zmpsl.codecs import NONE
 from zmpsl.job import Job
 from zmpsl.launch.memory import MemoryRun
-from zmpsl.messages import (
-    Described,
-    Evaluated,
-    Join,
-    Leave,
-    Message,
-    Prepared,
-    Progress,
-    Publish,
-    Ready,
-    Stats,
-    Submit,
-    Trained,
-    Trouble,
-    decode_from_manager,
-    encode,
-)  # fmt: skip
+from zmpsl.loop import Node
+from zmpsl.messages import Join, Message, Stats, encode
 from zmpsl.roles.manager import Phase
 from zmpsl.roles.owner import DataOwner
 from zmpsl.transport.task import Op, Task
-from zmpsl.transport.wire import CHUNK, MAX_MESSAGE, OWNER_SENDER, messages
+from zmpsl.transport.wire import CHUNK, INLINE, MAX_MESSAGE, OWNER_SENDER, messages
 
 SMALL = [*TINY, "owners=2", "model.name=small_nets:tiny_mlp"]
 SEED = 20240301
@@ -85,6 +71,10 @@ class Siege:
         stranger = self.connect(zmq.DEALER, self.run.manager.endpoint)
         stranger.send_multipart(frames)
         return stranger
+
+    def node(self, place: str) -> Node:
+        """The node at a place."""
+        return next(node for node in self.run.nodes if node.member.place == place)
 
     def hold_out(self) -> None:
         """Lets the run go on; it must end as if nobody had been there."""
@@ -126,55 +116,62 @@ def task_for(**fields: Any) -> Task:
     return Task(**(form | {"tensor": np.ones((2, 3), np.float32)} | fields))
 
 
-def frames_of(task: Task, credit: int = 0) -> Frames:
-    """The first message of a task as it travels."""
+def parts_of(task: Task, credit: int = 0) -> tuple[bytes, bytes]:
+    """Header and chunk of the first message of a task."""
     header, chunk = next(messages(task, NONE, credit))
-    return [header] if chunk is None else [header, bytes(chunk)]
+    return header, bytes(chunk or b"")
+
+
+def wire(header: bytes, chunk: bytes) -> Frames:
+    """A message as it travels: a small chunk behind its header, a large one in a frame of its own."""
+    return [header + chunk] if len(chunk) <= INLINE else [header, chunk]
 
 
 def hostile_messages() -> list[Frames]:
     """Messages no role may use, whatever its place: each must be counted once as rejected."""
     rng = random.Random(SEED)
-    header, chunk = frames_of(task_for())
-    bare = frames_of(task_for(tensor=None))[0]
-    foreign = [
+    bare, _ = parts_of(task_for(tensor=None, plan=9))
+    second = list(messages(task_for(tensor=np.zeros(2 * CHUNK, np.uint8)), NONE, 0))[1]
+    foreign: list[dict[str, Any]] = [
         {"plan": 2}, {"plan": 0}, {"owner": 2}, {"owner": 2**32 - 1}, {"round": 7}, {"sender": 0x7777},
         {"op": Op.PART, "sender": 3}, {"op": Op.CLOSE, "sender": 9}, {"op": Op.GLOBAL, "sender": 5},
         {"op": Op.BACKWARD, "sender": 77}, {"op": Op.EVALUATE, "sender": 88},
     ]  # fmt: skip
     return [
-        *([rng.randbytes(size)] for size in (0, 1, 143, 144, 145, 4096, 100_000)),
-        [rng.randbytes(144), chunk],
-        [b"zP" + rng.randbytes(142), chunk],
-        [header],
-        [header, chunk[:-1]],
-        [header, chunk + b"\0"],
-        [header, b""],
-        [header[:-4] + bytes(4), chunk],
-        [header[:-1], chunk],
-        [forged(header, 2, "B", 2), chunk],
-        [forged(header, 3, "B", 99), chunk],
-        [forged(header, 4, "B", 1), chunk],
-        [forged(header, 5, "B", 0), chunk],
-        [forged(header, 6, "B", 9), chunk],
-        [forged(header, 32, "H", 0), chunk],
-        [forged(header, 52, "Q", 2**63), chunk],
-        [forged(header, 60, "Q", CHUNK), chunk],
-        [forged(header, 76, "Q", 2**62), chunk],
-        *(frames_of(task_for(**fields)) for fields in foreign),
-        frames_of(task_for(tensor=None, plan=3), credit=1 << 40),
-        frames_of(task_for(tensor=None, sender=0x7777), credit=1 << 40),
+        *([rng.randbytes(size)] for size in (0, 1, 143, 144, 145, 4096, 70_000, 100_000)),
+        [rng.randbytes(144), rng.randbytes(70_000)],
+        [b"zP" + rng.randbytes(142)],
+        *_broken(np.ones((2, 3), np.float32), rng),
+        *_broken(np.ones((25, 1024), np.float32), rng),
+        *(wire(*parts_of(task_for(**fields))) for fields in foreign),
+        *(wire(*parts_of(task_for(tensor=np.ones(30_000), **fields))) for fields in foreign),
+        wire(*parts_of(task_for(tensor=None, plan=3), credit=1 << 40)),
+        wire(*parts_of(task_for(tensor=None, sender=0x7777), credit=1 << 40)),
+        [bytes(part or b"") for part in second],
         [rng.randbytes(10) for _ in range(2000)],
         [b""] * 500,
-        [bare[:100], *frames_of(task_for(plan=9))],
-        *(_flipped(header, chunk, rng) for _ in range(40)),
+        [bare[:100], bare],
     ]
 
 
-def _flipped(header: bytes, chunk: bytes, rng: random.Random) -> Frames:
-    data = bytearray(header)
-    data[rng.randrange(len(data))] ^= 1 << rng.randrange(8)
-    return [bytes(data), chunk]
+def _broken(tensor: np.ndarray[Any, Any], rng: random.Random) -> Iterator[Frames]:
+    """One good message, broken in every way that its own bytes can tell."""
+    header, chunk = parts_of(task_for(tensor=tensor))
+    yield from (wire(header, wrong) for wrong in (b"", chunk[:-1], chunk + b"\0", chunk + chunk))
+    yield [header, chunk] if len(chunk) <= INLINE else [header + chunk]
+    yield wire(header[:-4] + bytes(4), chunk)
+    yield wire(header[:-1], chunk)
+    fields = [
+        (2, "B", 2), (3, "B", 99), (4, "B", 1), (4, "B", 9), (5, "B", 0), (6, "B", 9), (7, "B", 1), (30, "H", 0),
+        (52, "Q", 2**63), (60, "Q", CHUNK), (68, "I", 1), (72, "I", 1), (76, "Q", 2**62),
+    ]  # fmt: skip
+    yield from (wire(forged(header, *field), chunk) for field in fields)
+    # A packed chunk that cannot be unpacked.
+    yield wire(forged(forged(header, 4, "B", 1), 72, "I", len(chunk) - 1), rng.randbytes(len(chunk) - 1))
+    for _ in range(20):
+        data = bytearray(header)
+        data[rng.randrange(len(data))] ^= 1 << rng.randrange(8)
+        yield wire(bytes(data), chunk)
 
 
 # -- the data plane ----------------------------------------------------------------------------------------------------
@@ -191,6 +188,17 @@ def test_every_inbox_counts_and_drops_what_it_cannot_use():
         nodes = besieged.run.nodes
         wait_for(lambda: all(node.rejected >= len(hostile) for node in nodes) or besieged.run.manager.drain(0), 20)
         assert {node.member.place: node.rejected for node in nodes} == dict.fromkeys(besieged.run.members, len(hostile))
+        besieged.hold_out()
+
+
+@pytest.mark.parametrize("shape", [(2, 3), (25, 1024)], ids=["small", "large"])
+def test_frames_beyond_the_last_are_not_overlooked(shape: tuple[int, int]):
+    """A message with a frame too many is not what the protocol allows, so nothing of it may be used."""
+    header, chunk = parts_of(task_for(tensor=np.ones(shape, np.float32)))
+    with siege() as besieged:
+        node = besieged.node("node-0")
+        besieged.connect(zmq.PUSH, node.endpoint).send_multipart([*wire(header, chunk), b"more"])
+        wait_for(lambda: node.rejected or besieged.run.manager.drain(0), 20)
         besieged.hold_out()
 
 
@@ -215,7 +223,7 @@ def test_message_above_the_limit_closes_only_its_own_connection():
         for endpoint in besieged.endpoints:
             push = besieged.connect(zmq.PUSH, endpoint)
             monitor = push.get_monitor_socket(zmq.EVENT_DISCONNECTED)
-            push.send_multipart([frames_of(task_for())[0], bytes(MAX_MESSAGE + 1)])
+            push.send_multipart([parts_of(task_for())[0], bytes(MAX_MESSAGE + 1)])
             assert monitor.poll(10_000), "the connection was not closed"
             assert recv_monitor_message(monitor)["event"] == zmq.EVENT_DISCONNECTED
             push.disable_monitor()
@@ -239,13 +247,13 @@ def test_other_protocols():
 
 def test_unfinished_tensors_of_strangers_take_no_memory():
     """The first chunk of a large tensor must not be kept, let alone the memory it asks for, when it is not for us."""
-    start = frames_of(task_for(tensor=np.zeros(4 * CHUNK, np.uint8)))[0]
+    start, chunk = parts_of(task_for(tensor=np.zeros(4 * CHUNK, np.uint8)))
     with siege() as besieged:
-        node = besieged.run.nodes[1]
+        node = besieged.node("node-0")
         push = besieged.connect(zmq.PUSH, node.endpoint)
         leased = node._inbox.pool.leased_bytes
         for owner in range(2, 26):
-            push.send_multipart([forged(start, 12, "I", owner), bytes(CHUNK)])
+            push.send_multipart([forged(start, 12, "I", owner), chunk])
         push.send(b"the last one")
         with contextlib.suppress(AssertionError):
             wait_for(lambda: node.rejected >= 25, 5)
@@ -256,14 +264,15 @@ def test_unfinished_tensors_of_strangers_take_no_memory():
 
 def test_claim_that_no_memory_can_hold():
     """A job may allow more than this host has: then a claim fails as a message of a peer, not as a fault of ours."""
-    header = frames_of(task_for(tensor=np.zeros(2 * CHUNK, np.uint8)))[0]
+    header, chunk = parts_of(task_for(tensor=np.zeros(2 * CHUNK, np.uint8)))
     claim = forged(forged(header, 52, "Q", 1 << 40), 76, "Q", 1 << 40)
     wanted = job(*SMALL, f"network.max_tensor_bytes={1 << 40}")
     with siege(wanted) as besieged:
-        besieged.connect(zmq.PUSH, besieged.run.nodes[1].endpoint).send_multipart([claim, bytes(CHUNK)])
-        push = besieged.connect(zmq.PUSH, besieged.run.nodes[1].endpoint)
+        node = besieged.node("node-0")
+        push = besieged.connect(zmq.PUSH, node.endpoint)
+        push.send_multipart([claim, chunk])
         push.send(b"another one")
-        wait_for(lambda: besieged.run.nodes[1].rejected or besieged.run.manager.drain(0), 20)
+        wait_for(lambda: node.rejected or besieged.run.manager.drain(0), 20)
         besieged.hold_out()
 
 
@@ -276,7 +285,7 @@ def _nested(depth: int) -> bytes:
 
 def _bomb(value: bytes) -> bytes:
     """A job whose model has an argument that is not what it seems."""
-    submit = encode(Submit(job=job(*SMALL)))
+    submit = encode(control.Submit(job=job(*SMALL)))
     at = submit.index(b"\xa4args\x80") + 5
     return submit[:at] + b"\x81\xa1a" + value + submit[at + 1 :]
 
@@ -289,7 +298,6 @@ GARBAGE = {
     "thousand frames": [b"x"] * 1000,
     "json": [msgspec.json.encode(Join(role="compute"))],
     "unknown tag": [msgspec.msgpack.encode({"type": "Reboot"})],
-    "missing field": [msgspec.msgpack.encode({"type": "Ready"})],
     "wrong type": [msgspec.msgpack.encode({"type": "Ready", "plan": [1]})],
     "number of 2**64 - 1": [msgspec.msgpack.encode({"type": "Prepared", "round": 2**64 - 1})],
     "endless array": [b"\xdd\xff\xff\xff\xff"],
@@ -305,13 +313,13 @@ GARBAGE = {
 }
 
 STRANGE: list[Message] = [
-    Ready(plan=1, samples=1, batches=1),
-    Prepared(round=0, digests={"aggregator": "0", "node-0": "0"}, stats=Stats()),
-    Trained(round=0, batches=1, loss_sum=0.0, samples=1, stats=Stats()),
-    Evaluated(round=0, correct=1, total=1, samples=1, loss_sum=0.0),
-    Progress(round=0),
-    Described(blocks=()),
-    Trouble(exit_code=7, text="the end is near"),
+    control.Ready(plan=1, samples=1, batches=1),
+    control.Prepared(round=0, digests={"aggregator": "0", "node-0": "0"}, stats=Stats()),
+    control.Trained(round=0, batches=1, loss_sum=0.0, samples=1, stats=Stats()),
+    control.Evaluated(round=0, correct=1, total=1, samples=1, loss_sum=0.0),
+    control.Progress(round=0),
+    control.Described(blocks=()),
+    control.Trouble(exit_code=7, text="the end is near"),
 ]
 
 
@@ -328,7 +336,7 @@ def test_manager_drops_what_is_no_message(frames: Frames):
 def test_manager_hears_only_members(message: Message, joined: bool):
     """Who has no place in the run can neither end it, nor move it on, nor put words into its record."""
     with siege() as besieged:
-        stranger = besieged.say(encode(Leave()))
+        stranger = besieged.say(encode(control.Leave()))
         if joined:
             answered(besieged, stranger)
         stranger.send(encode(message))
@@ -340,7 +348,7 @@ def test_manager_counts_what_it_drops():
     """As every node does, the manager tells how many messages it did not use."""
     with siege() as besieged:
         stranger = besieged.say(b"nonsense")
-        stranger.send(encode(Ready(plan=1)))
+        stranger.send(encode(control.Ready(plan=1)))
         answered(besieged, stranger)
         assert besieged.run.manager.rejected == 2
         besieged.hold_out()
@@ -375,7 +383,7 @@ def answered(besieged: Siege, stranger: zmq.Socket[bytes]) -> None:
     stranger.send(encode(Join(role="observer")))
 
     def told() -> bool:
-        return bool(stranger.poll(0)) and isinstance(decode_from_manager(stranger.recv()), Publish)
+        return bool(stranger.poll(0)) and isinstance(control.decode_from_manager(stranger.recv()), control.Publish)
 
     wait_for(lambda: told() or besieged.run.manager.drain(0), 20)
     assert besieged.run.manager.error is None, besieged.run.manager.error

@@ -7,7 +7,7 @@
  * throughout, so it cannot pass unseen. */
 #include "memory.h"
 
-enum { INT8_BLOCK = 256, INT4_BLOCK = 64, LANES = 16 };
+enum { INT8_BLOCK = 256, INT4_BLOCK = 64 };
 
 typedef struct range {
     float low;
@@ -15,48 +15,36 @@ typedef struct range {
     int finite;
 } range;
 
-/* Lanes of their own keep the order of comparisons fixed and let the compiler vectorise. */
-static range range_of(const f32u *restrict x, size_t n)
+/* Turns the bits of a float32 into an integer of the same order, and back. */
+static inline int32_t ordered(uint32_t bits)
 {
-    float low[LANES];
-    float high[LANES];
-    uint32_t top = 0;
-    size_t i = 0;
-    for (size_t j = 0; j < LANES; j++) {
-        low[j] = high[j] = x[0];
-    }
-    for (; i + LANES <= n; i += LANES) {
-        for (size_t j = 0; j < LANES; j++) {
-            float value = x[i + j];
-            low[j] = value < low[j] ? value : low[j];
-            high[j] = value > high[j] ? value : high[j];
-        }
-    }
-    for (; i < n; i++) {
-        low[0] = x[i] < low[0] ? x[i] : low[0];
-        high[0] = x[i] > high[0] ? x[i] : high[0];
-    }
-    for (i = 0; i < n; i++) {
-        float value = x[i];
-        uint32_t magnitude = zc_bits_of(value) & 0x7fffffffu;
-        top = magnitude > top ? magnitude : top;
-    }
-    for (size_t j = 1; j < LANES; j++) {
-        low[0] = low[j] < low[0] ? low[j] : low[0];
-        high[0] = high[j] > high[0] ? high[j] : high[0];
-    }
-    /* Adding 0 turns -0 into 0, whichever of the two was met first. */
-    return (range){low[0] + 0.0f, high[0] + 0.0f, top < 0x7f800000u};
+    return (int32_t)(bits ^ (uint32_t)((int32_t)bits >> 31 & 0x7fffffff));
 }
 
-/* round(min((x - low) * inverse, levels)) for 0 <= x - low; adding 2^23 rounds to nearest, ties to even. */
-static void quantise(const f32u *restrict x, size_t n, float low, float inverse, float levels, uint8_t *restrict out)
+/* As integers, because compilers vectorise their least and greatest, and infinities and NaN stand at the ends. */
+static range range_of(const u32u *restrict x, size_t n)
+{
+    int32_t low = INT32_MAX;
+    int32_t high = INT32_MIN;
+    for (size_t i = 0; i < n; i++) {
+        int32_t value = ordered(x[i]);
+        low = value < low ? value : low;
+        high = value > high ? value : high;
+    }
+    range r;
+    r.finite = high < 0x7f800000 && low > ordered(0xff800000u);
+    /* Adding 0 turns -0 into 0. */
+    r.low = zc_float_of((uint32_t)ordered((uint32_t)low)) + 0.0f;
+    r.high = zc_float_of((uint32_t)ordered((uint32_t)high)) + 0.0f;
+    return r;
+}
+
+/* round((x - low) * inverse): adding 2^23 rounds to nearest, ties to even. The product passes the last level by far
+ * less than a half, so nothing need be cut off. */
+static void quantise(const f32u *restrict x, size_t n, float low, float inverse, uint8_t *restrict out)
 {
     for (size_t i = 0; i < n; i++) {
-        float scaled = (x[i] - low) * inverse;
-        scaled = scaled > 0.0f ? scaled : 0.0f;
-        scaled = scaled < levels ? scaled : levels;
-        out[i] = (uint8_t)zc_bits_of(scaled + 0x1p23f);
+        out[i] = (uint8_t)zc_bits_of((x[i] - low) * inverse + 0x1p23f);
     }
 }
 
@@ -66,7 +54,7 @@ static size_t int8_encode(const uint8_t *src, size_t n, float step, uint8_t *dst
     for (size_t base = 0; base < n; base += INT8_BLOCK) {
         const f32u *x = (const f32u *)(const void *)(src + 4 * base);
         size_t count = zc_min(n - base, INT8_BLOCK);
-        range r = range_of(x, count);
+        range r = range_of((const u32u *)(const void *)x, count);
         float width = r.high - r.low;
         f32u *scales = (f32u *)(void *)out;
         out += 8;
@@ -78,7 +66,7 @@ static size_t int8_encode(const uint8_t *src, size_t n, float step, uint8_t *dst
             step = step < 0x1p-126f ? 0.0f : step;
             scales[0] = r.low;
             scales[1] = step;
-            quantise(x, count, r.low, step > 0.0f ? 1.0f / step : 0.0f, 255.0f, out);
+            quantise(x, count, r.low, step > 0.0f ? 1.0f / step : 0.0f, out);
         }
         out += count;
     }
@@ -114,10 +102,11 @@ static uint32_t bf16_toward(float value, int down)
     return (bits + (away ? 0xffffu : 0)) & 0xffff0000u;
 }
 
-static void int4_pack(const uint8_t *restrict codes, size_t bytes, uint8_t *restrict out)
+static void int4_pack(const uint8_t *codes, size_t bytes, uint8_t *restrict out)
 {
+    const u16u *restrict pairs = (const u16u *)(const void *)codes;
     for (size_t i = 0; i < bytes; i++) {
-        out[i] = (uint8_t)(codes[2 * i] | codes[2 * i + 1] << 4);
+        out[i] = (uint8_t)(pairs[i] | pairs[i] >> 4);
     }
 }
 
@@ -128,7 +117,7 @@ static size_t int4_encode(const uint8_t *src, size_t n, float step, uint8_t *dst
     for (size_t base = 0; base < n; base += INT4_BLOCK) {
         const f32u *x = (const f32u *)(const void *)(src + 4 * base);
         size_t count = zc_min(n - base, INT4_BLOCK);
-        range r = range_of(x, count);
+        range r = range_of((const u32u *)(const void *)x, count);
         uint32_t low = bf16_toward(r.low, 1);
         float width = r.high - zc_float_of(low);
         uint32_t steps = bf16_toward(width / 15.0f, 0);
@@ -140,7 +129,7 @@ static size_t int4_encode(const uint8_t *src, size_t n, float step, uint8_t *dst
         } else {
             step = zc_float_of(steps);
             steps = step < 0x1p-126f ? 0 : steps;
-            quantise(x, count, zc_float_of(low), steps ? 1.0f / step : 0.0f, 15.0f, codes);
+            quantise(x, count, zc_float_of(low), steps ? 1.0f / step : 0.0f, codes);
         }
         scales[0] = (uint16_t)(low >> 16);
         scales[1] = (uint16_t)(steps >> 16);
@@ -150,11 +139,11 @@ static size_t int4_encode(const uint8_t *src, size_t n, float step, uint8_t *dst
     return (size_t)(out - dst);
 }
 
-static void int4_unpack(const uint8_t *restrict packed, size_t bytes, uint8_t *restrict codes)
+static void int4_unpack(const uint8_t *restrict packed, size_t bytes, uint8_t *codes)
 {
+    u16u *restrict pairs = (u16u *)(void *)codes;
     for (size_t i = 0; i < bytes; i++) {
-        codes[2 * i] = packed[i] & 15;
-        codes[2 * i + 1] = packed[i] >> 4;
+        pairs[i] = (uint16_t)((packed[i] & 15) | (packed[i] & 0xf0) << 4);
     }
 }
 

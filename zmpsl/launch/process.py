@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from zmpsl.errors import ZmpslError
+from zmpsl.transport.allocator import keep_freed_memory
 
 if TYPE_CHECKING:
     from zmpsl.roles.member import Member
@@ -41,6 +42,7 @@ def make_member(role: str, runs: Path | None, place: str = "", data_dir: Path | 
         raise ZmpslError(f"role {role} needs PyTorch, which is not installed: pip install 'zmpsl[train]'") from error
     member: Member = kind(runs, place, data_dir) if role == "owner" else kind(runs, place)
     member.own_process = True
+    keep_freed_memory()
     return member
 
 

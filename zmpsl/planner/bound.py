@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable, Sequence
+from functools import partial
+from itertools import combinations
 
 import numpy as np
 
@@ -103,5 +106,32 @@ def quick(problem: Problem, stages: Stages) -> Best:
     """Gives the best split over a few node orders; infinite and no runs where none of them has one."""
     best: Best = (math.inf, [])
     for order in orders(stages):
-        best = min(best, least(problem, stages, lambda costs, op, order=order: in_order(stages, costs, order, op)))
+        best = min(best, least(problem, stages, partial(in_order, stages, order)))
+    return best
+
+
+def swapped(problem: Problem, stages: Stages, start: Best, deadline_s: float) -> Best:
+    """Improves a split by swapping two nodes in its order as long as that helps.
+
+    Args:
+        problem: The problem.
+        stages: Its costs.
+        start: A split; optional nodes it does not use stay unused.
+        deadline_s: `time.perf_counter()` after which no more swaps are tried.
+
+    Returns:
+        A split at least as good.
+    """
+    best, better = start, bool(start[1])
+    while better:
+        better = False
+        order = [t for t, _, _ in best[1]]
+        for i, j in combinations(range(len(order)), 2):
+            if order[i] == order[j] or time.perf_counter() > deadline_s:
+                continue
+            other = order.copy()
+            other[i], other[j] = other[j], other[i]
+            found = least(problem, stages, partial(in_order, stages, other))
+            if found[0] < best[0] * (1 - 1e-9):
+                best, better, order = found, True, other
     return best

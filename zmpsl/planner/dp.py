@@ -1,16 +1,57 @@
-"""Backend `dp`: exact by dynamic programming, with NumPy alone."""
+"""Backend `dp`: exact by dynamic programming over (next block, nodes used of each type), with NumPy alone."""
 
 from __future__ import annotations
 
-from zmpsl.planner.bound import Best, least, quick
+from collections.abc import Sequence
+
+import numpy as np
+
+from zmpsl.errors import JobError
+from zmpsl.planner.bound import Best, least
+from zmpsl.planner.limits import Answer, Deadline, TooLong
 from zmpsl.planner.problem import Problem
-from zmpsl.planner.stages import Stages
+from zmpsl.planner.stages import Array, Run, Stages
 from zmpsl.planner.table import Table
 
 __all__ = ["MOST_WORK", "solve"]
 
-MOST_WORK = 4_000_000_000  # steps of one table: seconds
+MOST_WORK = 5_000_000_000  # steps of one table, about 10**9 a second
+MOST_NUMBERS = 60_000_000  # numbers in one table: 0.5 GB
 
 
-def solve(problem: Problem, stages: Stages, deadline: Deadline) -> tuple[Best, bool, str]:
-    pass
+def solve(problem: Problem, stages: Stages, start: Best, deadline: Deadline) -> Answer:
+    """Finds the best split.
+
+    Args:
+        problem: The problem.
+        stages: Its costs; what cannot beat `start` may be missing.
+        start: A split known before, or infinite and no runs.
+        deadline: When to stop.
+
+    Returns:
+        The best split and why it is the best; where the table would be too large or time runs out, `start`.
+
+    Raises:
+        JobError: As just said, but there is no `start`.
+    """
+    types, blocks = stages.types, stages.blocks
+    longest = max(len(costs) for costs in stages.pace)
+    rows = Table.rows_for(types)
+    if Table.work(types, blocks, longest) > MOST_WORK or rows * (blocks + 1) > MOST_NUMBERS:
+        reason = f"{rows:,} sets of nodes times {blocks} blocks are too many for a table"
+        if not start[1]:
+            raise JobError(f"{reason}: make nodes alike, or use the backend mip")
+        return Answer(start, False, reason)
+    table = Table(types, blocks)
+
+    def find(costs: Sequence[Array], op: np.ufunc) -> tuple[float, list[Run]]:
+        deadline.check()
+        return table.best(costs, op)
+
+    try:
+        best = least(problem, stages, find)
+    except TooLong as error:
+        if not start[1]:
+            raise JobError(f"backend dp: no split found; {error}") from None
+        return Answer(start, False, str(error))
+    return Answer(best, True, f"all splits of {blocks} blocks over {rows:,} sets of nodes were compared")

@@ -21,7 +21,7 @@ __all__ = ["NodeType", "Stages", "build", "node_types"]
 
 Array = NDArray[np.float64]
 Run = tuple[int, int, int]  # type, first block, stop block
-Relaxed = Literal["nothing", "memory", "all"]
+Relaxed = Literal["nothing", "memory"]
 MOST_ENTRIES = 60_000_000  # 0.5 GB per kind of cost
 
 
@@ -79,7 +79,7 @@ def build(problem: Problem, limit: float = math.inf, relaxed: Relaxed = "nothing
         problem: The problem.
         limit: Runs with more seconds of forward and backward compute are left out: the value of a known plan, since
             every objective is at least that. Keeps arrays small where there are 1,000 blocks.
-        relaxed: Limits to ignore: `memory`, or `all` (memory, exposure, pins).
+        relaxed: Whether to ignore the memory limits, `memory`; what a run lacks is in `excess` then.
 
     Raises:
         JobError: The arrays would not fit in memory.
@@ -113,8 +113,6 @@ def _longest(problem: Problem, node: NodeSpec, limit: float) -> int:
 
 def _arrays(problem: Problem, node: NodeSpec, length: int, relaxed: Relaxed) -> tuple[Array, ...]:
     """Forward, backward, pace, way and missing bytes of all runs of at most `length` blocks on `node`."""
-    if relaxed == "all":
-        length = len(problem.blocks)
     e = np.arange(len(problem.blocks) + 1)[None, :]
     start = e - np.arange(1, length + 1)[:, None]
     a = np.maximum(start, 0)
@@ -147,9 +145,7 @@ def _arrays(problem: Problem, node: NodeSpec, length: int, relaxed: Relaxed) -> 
         memory = memory + buffers[a] + buffers[e]
     budget = math.inf if node.memory_bytes is None else node.memory_bytes
     excess = np.maximum(memory - budget, 0.0)
-    banned = start < 0
-    if relaxed != "all":
-        banned |= _exposed(problem, node, total) | _misplaced(problem, node, a, e)
+    banned = (start < 0) | _exposed(problem, node, total) | _misplaced(problem, node, a, e)
     if relaxed == "nothing":
         banned |= excess > 0
     kinds = (forward, backward, busy, way, excess)

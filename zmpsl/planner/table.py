@@ -30,8 +30,8 @@ class Table:
     def __init__(self, types: Sequence[NodeType], blocks: int) -> None:
         self.blocks = blocks
         sizes = [kind.count + 1 for kind in types]
-        self.strides = [math.prod(sizes[:t]) for t in range(len(sizes))]
-        self.rows = math.prod(sizes)
+        self.strides = self.strides_for(types)
+        self.rows = self.rows_for(types)
         rows = np.arange(self.rows)
         self.used = [(rows // stride) % size for stride, size in zip(self.strides, sizes, strict=True)]
         level = np.sum(self.used, axis=0)
@@ -43,6 +43,16 @@ class Table:
         ]
         must = [u == kind.count for u, kind in zip(self.used, types, strict=True) if not kind.node.optional]
         self.ends = np.flatnonzero(np.all(must, axis=0)) if must else rows
+
+    @staticmethod
+    def rows_for(types: Sequence[NodeType]) -> int:
+        """Gives the number of sets of nodes."""
+        return math.prod(kind.count + 1 for kind in types)
+
+    @staticmethod
+    def strides_for(types: Sequence[NodeType]) -> list[int]:
+        """Gives by how much the row grows with one more node of each type."""
+        return [math.prod(kind.count + 1 for kind in types[:t]) for t in range(len(types))]
 
     @staticmethod
     def work(types: Sequence[NodeType], blocks: int, longest: int) -> int:
@@ -122,13 +132,13 @@ def extend(value: Array, cost: Array, op: np.ufunc) -> Array:
     return out
 
 
-def in_order(stages: Stages, costs: Sequence[Array], order: Sequence[int], op: np.ufunc) -> tuple[float, list[Run]]:
+def in_order(stages: Stages, order: Sequence[int], costs: Sequence[Array], op: np.ufunc) -> tuple[float, list[Run]]:
     """Finds the best runs where the nodes stand in a given order; optional ones may still be passed over.
 
     Args:
         stages: The problem.
-        costs: Per type, shape (D_t, S + 1).
         order: The type of every node.
+        costs: Per type, shape (D_t, S + 1).
         op: As for `Table.best`.
 
     Returns:

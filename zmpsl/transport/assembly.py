@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from msgspec.structs import replace
 
-from zmpsl.errors import RemoteProtocolError
+from zmpsl.errors import LocalProtocolError, RemoteProtocolError
 from zmpsl.transport.buffers import BufferPool, Slab
 from zmpsl.transport.task import Task
 from zmpsl.transport.wire import Header
@@ -25,6 +25,7 @@ class Assembly:
     def __init__(self, pool: BufferPool) -> None:
         self._pool = pool
         self._open: dict[Task, tuple[Header, Slab]] = {}
+        self._single: Slab | None = None  # a tensor of one chunk, between `place` and `finish`
 
     def place(self, header: Header) -> Slab:
         """Gives the memory for a chunk.
@@ -35,9 +36,11 @@ class Assembly:
         Raises:
             RemoteProtocolError: The chunk is not the one that must come next; the tensor is given up.
         """
+        if header.raw == header.total:
+            self._single = self._pool.take(header.total)
+            return self._single
         if header.offset == 0:
-            if header.raw < header.total:
-                self._begin(header)
+            self._begin(header)
             buffer = self._pool.take(header.total)
         else:
             buffer = self._next(header)
@@ -46,7 +49,7 @@ class Assembly:
 
     def adopt(self, header: Header, buffer: Slab) -> None:
         """Takes a whole tensor where it was received, instead of `place`."""
-        self._open[header.task] = header, buffer
+        self._single = buffer
 
     def finish(self, header: Header) -> Task | None:
         """Gives the task with its tensor if this was the last chunk, else None."""
@@ -54,7 +57,12 @@ class Assembly:
             return header.task
         if header.offset + header.raw < header.total:
             return None
-        _, buffer = self._open.pop(header.task)
+        if header.raw == header.total:
+            buffer, self._single = self._single, None
+        else:
+            buffer = self._open.pop(header.task)[1]
+        if buffer is None:
+            raise LocalProtocolError(f"{header.task} is finished before its place was asked for")
         return replace(header.task, tensor=buffer.view(header.dtype).reshape(header.shape))
 
     def drop(self, header: Header) -> None:

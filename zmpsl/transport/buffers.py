@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import weakref
 from collections import defaultdict
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,6 +23,7 @@ ALIGNMENT = 64
 Slab = NDArray[np.uint8]
 
 
+@lru_cache(1024)
 def size_class(nbytes: int) -> int:
     """Gives the size of the slab a request gets: the next of eight steps per power of two, at least 4 KiB."""
     step = max(4096, 1 << max(nbytes - 1, 0).bit_length() >> 4)
@@ -36,7 +38,7 @@ class BufferPool:
     """
 
     def __init__(self, keep_bytes: int = 256 << 20) -> None:
-        self._free: dict[int, list[Slab]] = defaultdict(list)
+        self._free: dict[int, list[memoryview]] = defaultdict(list)
         self._leases: dict[int, weakref.ref[Slab]] = {}
         self._keep_bytes = keep_bytes
         self.free_bytes = 0
@@ -58,11 +60,12 @@ class BufferPool:
             slab = free.pop()
             self.free_bytes -= size
         else:
-            slab = np.empty(size + ALIGNMENT, np.uint8)
+            whole = np.empty(size + ALIGNMENT, np.uint8)
+            start = -whole.ctypes.data % ALIGNMENT
+            slab = whole.data[start : start + size]
             self.allocations += 1
-        start = -slab.ctypes.data % ALIGNMENT
         # Through a memoryview: NumPy gives views of plain arrays the slab itself as base and would let the lease die.
-        lease = np.frombuffer(slab.data[start : start + nbytes], np.uint8)
+        lease = np.frombuffer(slab, np.uint8, nbytes)
         token = id(slab)
 
         def give_back(_dead: weakref.ref[Slab]) -> None:

@@ -21,8 +21,13 @@ from zmpsl.transport.wire import HEADER_BYTES, INLINE, MAX_MESSAGE, Header, pars
 
 __all__ = ["Inbox", "Link", "configure"]
 
-# Messages libzmq may hold per connection and side; each is at most 1 MiB.
-HIGH_WATER_MARK = 4
+# Messages libzmq may hold per connection and side; each is at most 1 MiB. With fewer, senders of small tensors stop at
+# every few messages; more gain nothing.
+HIGH_WATER_MARK = 16
+# Below this a copy costs less than the wake-up of pyzmq's collector thread that tells when libzmq let go of the memory.
+ZERO_COPY_FROM = 1 << 18
+# As plain integers: operations on pyzmq's enumerations cost a microsecond.
+DONTWAIT, DONTWAIT_MORE, RCVMORE = int(zmq.DONTWAIT), int(zmq.DONTWAIT | zmq.SNDMORE), int(zmq.RCVMORE)
 # Where a first frame is received, so that what stands behind its header is aligned.
 FRONT = -HEADER_BYTES % ALIGNMENT
 # A tensor this small is copied out of the receive buffer instead of keeping 64 KiB for itself.
@@ -110,10 +115,10 @@ class Inbox:
             RemoteProtocolError: The message is not what the protocol allows. It is gone, and counted.
         """
         try:
-            size = self.socket.recv_into(self._front, flags=zmq.DONTWAIT)
+            size = self.socket.recv_into(self._front, flags=DONTWAIT)
         except zmq.Again:
             return None
-        more = self.socket.getsockopt(zmq.RCVMORE)
+        more = self.socket.getsockopt(RCVMORE)
         try:
             return self._read(size, bool(more))
         except RemoteProtocolError:
@@ -121,7 +126,7 @@ class Inbox:
             raise
         finally:
             # Never leave the rest of a message for the next one.
-            while more and self.socket.getsockopt(zmq.RCVMORE):
+            while more and self.socket.getsockopt(RCVMORE):
                 self.socket.recv()
 
     def _read(self, size: int, more: bool) -> tuple[Header, Task | None]:
@@ -217,14 +222,14 @@ class Link:
         whole = chunk is None or len(chunk) <= INLINE
         first = header if chunk is None else b"".join((header, chunk)) if whole else header
         try:
-            self.socket.send(first, zmq.DONTWAIT if whole else zmq.DONTWAIT | zmq.SNDMORE)
+            self.socket.send(first, DONTWAIT if whole else DONTWAIT_MORE)
         except zmq.Again:
             return False
         self.sent_bytes += len(first)
         if not whole and chunk is not None:
             # The second frame of a message is always taken. copy=False: libzmq reads the tensor's own memory and holds
             # a reference to it until it has.
-            self.socket.send(chunk, copy=False)
+            self.socket.send(chunk, 0, copy=len(chunk) < ZERO_COPY_FROM)
             self.sent_bytes += len(chunk)
         return True
 

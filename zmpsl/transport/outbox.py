@@ -13,8 +13,6 @@ from __future__ import annotations
 from collections import defaultdict, deque
 from collections.abc import Callable, Iterator
 
-from msgspec.structs import replace
-
 from zmpsl.codecs import Codec
 from zmpsl.transport.task import Op, Task
 from zmpsl.transport.wire import messages
@@ -61,7 +59,6 @@ class Outbox:
 
     def push(self, task: Task) -> None:
         """Queues a task; it is held back while its owner has no credit."""
-        task = replace(task, sender=self._sender)
         self.plan = task.plan
         waiting = self._held.get(task.owner)
         if waiting is not None:
@@ -108,7 +105,7 @@ class Outbox:
                 self._returning.discard(task.owner)
                 if not credit:  # it rode on another task meanwhile
                     continue
-            self._current = messages(task, self._codec(task.op), credit)
+            self._current = messages(task, self._codec(task.op), credit, self._sender)
 
     def _fits(self, task: Task) -> bool:
         used = self._used[task.owner]
@@ -122,4 +119,4 @@ class Outbox:
         # The amount is filled in when it leaves, from what is owed then.
         if owner not in self._returning:
             self._returning.add(owner)
-            self._ready.append(Task(Op.CREDIT, self.plan, owner, 0, sender=self._sender))
+            self._ready.append(Task(Op.CREDIT, self.plan, owner, 0))

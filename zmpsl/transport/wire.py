@@ -102,13 +102,16 @@ def payload_bytes(task: Task) -> memoryview:
     return tensor.reshape(-1).view(np.uint8).data
 
 
-def messages(task: Task, codec: Codec, credit: int) -> Iterator[tuple[bytes, memoryview | bytes | None]]:
+def messages(
+    task: Task, codec: Codec, credit: int, sender: int | None = None
+) -> Iterator[tuple[bytes, memoryview | bytes | None]]:
     """Gives a task's messages one after the other, packed when they are asked for.
 
     Args:
         task: What to send; its tensor is read, never written.
         codec: How to pack; a chunk that would not get smaller travels as it is.
         credit: Bytes given back to the receiver for this owner, told once, in the first message.
+        sender: Place code of who sends; the task's if not given.
 
     Yields:
         Header and chunk of each message; the chunk is None for a task without a tensor.
@@ -116,8 +119,9 @@ def messages(task: Task, codec: Codec, credit: int) -> Iterator[tuple[bytes, mem
     Raises:
         LocalProtocolError: The tensor cannot travel.
     """
+    sender = task.sender if sender is None else sender
     if task.tensor is None:
-        yield _header(task, 0, 0, (), credit, 0, 0, 0, 0), None
+        yield _header(task, sender, 0, 0, (), credit, 0, 0, 0, 0), None
         return
     data = payload_bytes(task)
     code, shape, total = _DTYPE_CODES[task.tensor.dtype], task.tensor.shape, len(data)
@@ -125,12 +129,13 @@ def messages(task: Task, codec: Codec, credit: int) -> Iterator[tuple[bytes, mem
         chunk = data[offset : offset + CHUNK]
         packed = None if codec is NONE else codec.pack(chunk)
         number, body = (NONE.number, chunk) if packed is None else (codec.number, packed)
-        yield _header(task, number, code, shape, credit, total, offset, len(chunk), len(body)), body
+        yield _header(task, sender, number, code, shape, credit, total, offset, len(chunk), len(body)), body
         credit = 0
 
 
 def _header(
     task: Task,
+    sender: int,
     codec: int,
     dtype: int,
     shape: tuple[int, ...],
@@ -144,7 +149,7 @@ def _header(
     try:
         body = _BODY.pack(
             MAGIC, VERSION, task.op, codec, dtype, len(shape), 0,
-            task.plan, task.owner, task.round, task.epoch, task.batch, task.micro, task.micros, task.sender, 0,
+            task.plan, task.owner, task.round, task.epoch, task.batch, task.micro, task.micros, sender, 0,
             task.count, credit, total, offset, raw, size, *dims,
         )  # fmt: skip
     except struct.error as error:

@@ -1,0 +1,297 @@
+"""NumPy twins of the codecs without entropy coding, and of the known-mask packing: the specification of their bytes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+__all__ = [
+    *(f"{name}_{end}" for name in ("bf16", "int8", "int4", "bitmap")
+      for end in ("encode_into", "decode_into", "bound")),
+    "bf16_round", "bits_of", "blocks_of", "destination", "map_of", "mask_into", "number", "pack_into", "put", "raw",
+    "source", "unmap", "unpack_into",
+]  # fmt: skip
+
+INT8_BLOCK = 256
+INT4_BLOCK = 64
+_F32_TINY = np.float32(2.0**-126)
+
+Buffer = Any  # whatever has the buffer protocol; typing has no name for it before Python 3.12
+U8 = NDArray[np.uint8]
+U32 = NDArray[np.uint32]
+F32 = NDArray[np.float32]
+
+
+def source(src: Buffer, unit: int = 4) -> U8:
+    """Gives the bytes of a source, which must be whole values."""
+    data = np.frombuffer(src, np.uint8)
+    if data.size % unit:
+        raise ValueError(f"the source has {data.size} bytes, which is no whole number of values of {unit} bytes")
+    return data
+
+
+def destination(dst: Buffer, need: int, *sources: U8, unit: int = 1) -> U8:
+    """Gives the bytes of a destination with room for `need`, apart from every source."""
+    view = memoryview(dst)
+    if view.readonly or not view.c_contiguous:
+        raise BufferError("the destination must be writable and contiguous")
+    data = np.frombuffer(view, np.uint8)
+    if data.size % unit:
+        raise ValueError(f"the destination has {data.size} bytes, which is no whole number of values of {unit} bytes")
+    if any(np.may_share_memory(data, source) for source in sources):
+        raise ValueError("the destination overlaps an input; inputs are never written")
+    if data.size < need:
+        raise ValueError(f"the destination has {data.size} bytes, up to {need} are needed")
+    return data
+
+
+def bits_of(data: U8) -> U32:
+    """The values as integers, in an array of its own, wherever the bytes started."""
+    return np.frombuffer(data.tobytes(), "<u4").astype(np.uint32)
+
+
+def put(dst: U8, parts: list[U8]) -> int:
+    """Writes the parts one behind another and gives their size."""
+    whole = np.concatenate([np.zeros(0, np.uint8), *parts])
+    dst[: whole.size] = whole
+    return int(whole.size)
+
+
+def raw(values: NDArray[Any], kind: str) -> U8:
+    """Gives the bytes of values of that dtype."""
+    return np.frombuffer(np.ascontiguousarray(values).astype(kind).tobytes(), np.uint8)
+
+
+def _exactly(data: U8, need: int, room: int) -> None:
+    if data.size != need:
+        problem = "it ends too early" if data.size < need else "bytes are left over"
+        raise ValueError(f"an encoding of {data.size} bytes cannot be unpacked into {room}: {problem}")
+
+
+def blocks_of(n: int, block: int) -> int:
+    """Gives the number of blocks that n values fill, the last perhaps in part."""
+    return -(-n // block)
+
+
+def number(n: int) -> int:
+    """Gives n itself, where it can be a number of values."""
+    if n < 0:
+        raise ValueError(f"{n} is no number of values")
+    return n
+
+
+# bf16: the upper half of a float32, rounded to nearest, ties to even; a NaN stays a (quiet) NaN.
+
+
+def bf16_round(bits: U32) -> U32:
+    """Rounds to bf16 and gives the float32 of that value, as bits."""
+    rounded = bits + np.uint32(0x7FFF) + ((bits >> 16) & 1)
+    nan = (bits & 0x7FFFFFFF) > 0x7F800000
+    return np.where(nan, bits | np.uint32(0x400000), rounded) & np.uint32(0xFFFF0000)
+
+
+def bf16_bound(n: int) -> int:
+    """Gives the most bytes that n values can need."""
+    return 2 * number(n)
+
+
+def bf16_encode_into(src: Buffer, dst: Buffer) -> int:
+    """Writes two bytes per value."""
+    data = source(src)
+    out = destination(dst, bf16_bound(data.size // 4), data)
+    return put(out, [raw(bf16_round(bits_of(data)) >> 16, "<u2")])
+
+
+def bf16_decode_into(src: Buffer, dst: Buffer) -> int:
+    """Widens to float32, exactly."""
+    data = source(src, 1)
+    out = destination(dst, 0, data, unit=4)
+    _exactly(data, out.size // 2, out.size)
+    values = np.frombuffer(data.tobytes(), "<u2").astype(np.uint32)
+    return put(out, [raw(values << 16, "<u4")])
+
+
+# int8, int4: a minimum and a step per block, value = minimum + code * step. A block that holds a NaN or an infinity, or
+# whose range is no float32, has NaN for both and decodes to NaN throughout, so it cannot pass unseen.
+
+
+def _range(block: F32) -> tuple[np.float32, np.float32, bool]:
+    low, high = np.min(block) + np.float32(0), np.max(block) + np.float32(0)  # + 0 turns -0 into 0
+    return low, high, bool(np.isfinite(block).all())
+
+
+def _codes(block: F32, low: np.float32, step: np.float32) -> U8:
+    inverse = np.float32(1) / step if step > 0 else np.float32(0)
+    return np.rint((block - low) * inverse).astype(np.uint8)
+
+
+def int8_bound(n: int) -> int:
+    """Gives the most bytes that n values can need."""
+    return number(n) + 8 * blocks_of(n, INT8_BLOCK)
+
+
+def int8_encode_into(src: Buffer, dst: Buffer) -> int:
+    """Writes, per block of 256 values: minimum f32, step f32, one byte per value."""
+    data = source(src)
+    out = destination(dst, int8_bound(data.size // 4), data)
+    values = bits_of(data).view(np.float32)
+    parts = []
+    with np.errstate(all="ignore"):
+        for at in range(0, values.size, INT8_BLOCK):
+            block = values[at : at + INT8_BLOCK]
+            low, high, finite = _range(block)
+            step = (high - low) / np.float32(255)
+            if not finite or not np.isfinite(high - low):
+                parts += [raw(np.full(2, 0x7FC00000, np.uint32), "<u4"), np.zeros(block.size, np.uint8)]
+                continue
+            step = step if step >= _F32_TINY else np.float32(0)
+            parts += [raw(np.array([low, step]), "<f4"), _codes(block, low, step)]
+    return put(out, parts)
+
+
+def int8_decode_into(src: Buffer, dst: Buffer) -> int:
+    """Undoes `int8_encode_into`; any bytes of the right number are an encoding."""
+    data = source(src, 1)
+    out = destination(dst, 0, data, unit=4)
+    n = out.size // 4
+    _exactly(data, int8_bound(n), out.size)
+    values = np.empty(n, np.float32)
+    with np.errstate(all="ignore"):
+        for count_before, at in enumerate(range(0, n, INT8_BLOCK)):
+            start = at + 8 * count_before
+            count = min(INT8_BLOCK, n - at)
+            low, step = np.frombuffer(data[start : start + 8].tobytes(), "<f4")
+            values[at : at + count] = low + data[start + 8 : start + 8 + count].astype(np.float32) * step
+    return put(out, [raw(values.view(np.uint32), "<u4")])
+
+
+def _bf16_toward(value: np.float32, *, down: bool) -> np.uint32:
+    """Gives the next bf16 not above (down) or not below the value: every value stays inside the 15 steps."""
+    bits = int(np.float32(value).view(np.uint32))
+    away = (bits >> 31 != 0) if down else (bits >> 31 == 0)
+    return np.uint32((bits + (0xFFFF if away else 0)) & 0xFFFF0000)
+
+
+def int4_bound(n: int) -> int:
+    """Gives the most bytes that n values can need."""
+    return blocks_of(number(n), 2) + 4 * blocks_of(n, INT4_BLOCK)
+
+
+def int4_encode_into(src: Buffer, dst: Buffer) -> int:
+    """Writes, per block of 64 values: minimum bf16, step bf16, two values per byte, the first in the low half."""
+    data = source(src)
+    out = destination(dst, int4_bound(data.size // 4), data)
+    values = bits_of(data).view(np.float32)
+    parts = []
+    with np.errstate(all="ignore"):
+        for at in range(0, values.size, INT4_BLOCK):
+            block = values[at : at + INT4_BLOCK]
+            least, high, finite = _range(block)
+            low = _bf16_toward(least, down=True).view(np.float32)
+            step = _bf16_toward((high - low) / np.float32(15), down=False).view(np.float32)
+            codes = np.zeros(block.size + block.size % 2, np.uint8)
+            if not finite or not np.isfinite(high - low):
+                low = step = np.uint32(0x7FC00000).view(np.float32)
+            else:
+                step = step if step >= _F32_TINY else np.float32(0)
+                codes[: block.size] = _codes(block, low, step)
+            parts += [raw(np.array([low, step]).view(np.uint32) >> 16, "<u2"), codes[::2] | codes[1::2] << 4]
+    return put(out, parts)
+
+
+def int4_decode_into(src: Buffer, dst: Buffer) -> int:
+    """Undoes `int4_encode_into`; any bytes of the right number are an encoding."""
+    data = source(src, 1)
+    out = destination(dst, 0, data, unit=4)
+    n = out.size // 4
+    _exactly(data, int4_bound(n), out.size)
+    values = np.empty(n, np.float32)
+    with np.errstate(all="ignore"):
+        for count_before, at in enumerate(range(0, n, INT4_BLOCK)):
+            start = at // 2 + 4 * count_before
+            count = min(INT4_BLOCK, n - at)
+            scales = np.frombuffer(data[start : start + 4].tobytes(), "<u2").astype(np.uint32) << 16
+            low, step = scales.view(np.float32)
+            packed = data[start + 4 : start + 4 + blocks_of(count, 2)]
+            codes = np.stack([packed & 15, packed >> 4], axis=1).ravel()[:count]
+            values[at : at + count] = low + codes.astype(np.float32) * step
+    return put(out, [raw(values.view(np.uint32), "<u4")])
+
+
+# Non-zero bitmap and packed values; a value counts as zero when all its bits are, so -0 travels.
+
+
+def map_of(bits: NDArray[Any]) -> U8:
+    """Gives one bit per value, set where it is not 0, the first in the lowest bit."""
+    return np.packbits(bits != 0, bitorder="little")
+
+
+def unmap(data: U8, n: int) -> NDArray[np.bool_]:
+    """Undoes `map_of` for n values."""
+    flags = np.unpackbits(data, bitorder="little").astype(bool)
+    if flags[n:].any():
+        raise ValueError(f"the mask has bits set beyond its {n} values")
+    return flags[:n]
+
+
+def bitmap_bound(n: int) -> int:
+    """Gives the most bytes that n values can need."""
+    return blocks_of(number(n), 8) + 4 * n
+
+
+def bitmap_encode_into(src: Buffer, dst: Buffer) -> int:
+    """Writes one bit per value, the first in the lowest bit, and the values that are not 0."""
+    data = source(src)
+    out = destination(dst, bitmap_bound(data.size // 4), data)
+    bits = bits_of(data)
+    return put(out, [map_of(bits), raw(bits[bits != 0], "<u4")])
+
+
+def bitmap_decode_into(src: Buffer, dst: Buffer) -> int:
+    """Undoes `bitmap_encode_into`."""
+    data = source(src, 1)
+    out = destination(dst, 0, data, unit=4)
+    n = out.size // 4
+    size = blocks_of(n, 8)
+    if data.size < size:
+        _exactly(data, size, out.size)
+    flags = unmap(data[:size], n)
+    _exactly(data, size + 4 * int(flags.sum()), out.size)
+    bits = np.zeros(n, np.uint32)
+    bits[flags] = bits_of(data[size:])
+    return put(out, [raw(bits, "<u4")])
+
+
+def mask_into(src: Buffer, dst: Buffer) -> int:
+    """Writes the bitmap alone."""
+    data = source(src)
+    out = destination(dst, blocks_of(data.size // 4, 8), data)
+    return put(out, [map_of(bits_of(data))])
+
+
+def _known(mask: U8, n: int) -> NDArray[np.bool_]:
+    if mask.size != blocks_of(n, 8):
+        raise ValueError(f"the mask has {mask.size} bytes, {n} values need {blocks_of(n, 8)}")
+    return unmap(mask, n)
+
+
+def pack_into(src: Buffer, mask: Buffer, dst: Buffer) -> int:
+    """Writes the values under a mask that the receiver knows, in order."""
+    data, known = source(src), source(mask, 1)
+    flags = _known(known, data.size // 4)
+    out = destination(dst, 4 * int(flags.sum()), data, known)
+    return put(out, [raw(bits_of(data)[flags], "<u4")])
+
+
+def unpack_into(src: Buffer, mask: Buffer, dst: Buffer) -> int:
+    """Undoes `pack_into`; values outside the mask become 0."""
+    data, known = source(src, 1), source(mask, 1)
+    out = destination(dst, 0, data, known, unit=4)
+    flags = _known(known, out.size // 4)
+    if data.size != 4 * int(flags.sum()):
+        raise ValueError(f"the source has {data.size} bytes, the mask asks for {4 * int(flags.sum())}")
+    bits = np.zeros(flags.size, np.uint32)
+    bits[flags] = bits_of(data)
+    return put(out, [raw(bits, "<u4")])
