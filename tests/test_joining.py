@@ -16,7 +16,7 @@ from helpers import TINY, ThreadedRun, job, wait_for
 from zmpsl import __version__
 from zmpsl.errors import JobError, JoinError, NetworkError, PeerLostError, ZmpslError
 from zmpsl.job import Job
-from zmpsl.loop import Node, check_address
+from zmpsl.loop import Node
 from zmpsl.manager_loop import ManagerNode
 from zmpsl.messages import PROTOCOL, Finish, FromManager, Join, Leave, Message, Refused, Submit, Welcome
 from zmpsl.roles.aggregator import Aggregator
@@ -25,6 +25,7 @@ from zmpsl.roles.manager import Manager, Phase
 from zmpsl.roles.member import Member
 from zmpsl.roles.owner import DataOwner
 from zmpsl.submit import submit
+from zmpsl.transport.address import check_address
 from zmpsl.transport.control import ControlClient, ControlServer
 
 SMALL = [*TINY, "owners=2", "model.name=small_nets:tiny_mlp"]

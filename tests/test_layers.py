@@ -15,13 +15,15 @@ import pytest
 ROOT = Path(__file__).parents[1]
 
 # From the ground up. A module may import what stands below it or beside it in its own line, never what stands above.
+PURE_TRANSPORT = ("address", "allocator", "task", "wire", "buffers", "assembly", "outbox")
 LAYERS = [
     ["zmpsl", "zmpsl.errors", "zmpsl.randomness", "zmpsl.models"],
     ["zmpsl.job"],
     ["zmpsl.plan"],
+    ["zmpsl.codec_plain", "zmpsl.codec_planes", "zmpsl.codec_twins", "zmpsl.codec_kernels"],
     ["zmpsl.codecs", "zmpsl.state"],
     ["zmpsl.messages"],
-    ["zmpsl.transport", *(f"zmpsl.transport.{name}" for name in ("task", "wire", "buffers", "assembly", "outbox"))],
+    ["zmpsl.transport", *(f"zmpsl.transport.{name}" for name in PURE_TRANSPORT)],
     ["zmpsl.transport.link", "zmpsl.transport.control"],
     ["zmpsl.data", "zmpsl.engine", "zmpsl.observe", "zmpsl.checkpoint", "zmpsl.planner"],
     ["zmpsl.roles"],

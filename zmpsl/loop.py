@@ -18,16 +18,17 @@ from itertools import count
 
 import zmq
 
-from zmpsl.errors import JobError, NetworkError, PeerLostError, RemoteProtocolError, ZmpslError, error_for
+from zmpsl.errors import LocalProtocolError, NetworkError, PeerLostError, RemoteProtocolError, ZmpslError, error_for
 from zmpsl.job.schema import Network
 from zmpsl.messages import Leave
 from zmpsl.roles.actions import Action, Connect, Say, Send, Stop
 from zmpsl.roles.member import Member
 from zmpsl.station import Station
+from zmpsl.transport.address import check_address
 from zmpsl.transport.control import ControlClient
 from zmpsl.transport.link import Inbox, Link
 
-__all__ = ["Node", "State", "check_address"]
+__all__ = ["Node", "State"]
 
 log = logging.getLogger("zmpsl")
 
@@ -42,22 +43,6 @@ class State(Enum):
     RUNNING = "running"
     DRAINING = "draining"
     CLOSED = "closed"
-
-
-def check_address(address: str, unprotected: bool) -> None:
-    """Lets only loopback addresses pass, unless told otherwise.
-
-    Raises:
-        JobError: The address is reachable from other hosts and `unprotected` is not set.
-    """
-    host = address.removeprefix("tcp://").rsplit(":", 1)[0].strip("[]")
-    if not address.startswith("tcp://") or ":" not in address.removeprefix("tcp://"):
-        raise JobError(f"address {address!r} must look like tcp://HOST:PORT")
-    if not unprotected and host != "localhost" and host != "::1" and not host.startswith("127."):
-        raise JobError(
-            f"{address} can be reached from other hosts, and the links carry no protection yet; say --unprotected if"
-            " that network is yours alone"
-        )
 
 
 class Node:
@@ -83,8 +68,8 @@ class Node:
         self, member: Member, manager: str, bind: str = "tcp://127.0.0.1:*", advertise: str | None = None,
         *, unprotected: bool = False, reach_s: float = 60.0,
     ) -> None:  # fmt: skip
-        for address in (manager, bind):
-            check_address(address, unprotected)
+        check_address(manager, unprotected)
+        check_address(bind, unprotected, bind=True)
         self.member = member
         self.state = State.NEW
         self.error: BaseException | None = None
@@ -99,6 +84,7 @@ class Node:
         self._control = ControlClient(self._context, manager)
         self._links: dict[str, Link] = {}
         self._station = Station(member)
+        self._inbox.admit = member.admit
         self._order = count()
         self._poller = zmq.Poller()
         self._poller.register(self._control.socket, zmq.POLLIN)
@@ -152,6 +138,11 @@ class Node:
 
     def start(self) -> Node:
         """Works in a thread of its own."""
+        if self.state is State.CLOSED:
+            raise LocalProtocolError("this node is closed; make a new one")
+        if self.state is not State.NEW:
+            return self
+        self.state = State.RUNNING
         self._thread = threading.Thread(
             target=self._run_quietly, name=f"zmpsl {self.member.role} {self.member.place}".strip(), daemon=True
         )

@@ -9,10 +9,11 @@ from collections.abc import Iterator
 
 import zmq
 
-from zmpsl.errors import NetworkError, RemoteProtocolError, ZmpslError, error_for
-from zmpsl.loop import State, check_address
+from zmpsl.errors import LocalProtocolError, NetworkError, RemoteProtocolError, ZmpslError, error_for
+from zmpsl.loop import State
 from zmpsl.roles.actions import Action, Tell
 from zmpsl.roles.manager import Manager
+from zmpsl.transport.address import check_address
 from zmpsl.transport.control import ControlServer
 
 __all__ = ["ManagerNode"]
@@ -45,7 +46,7 @@ class ManagerNode:
         *,
         unprotected: bool = False,
     ) -> None:
-        check_address(bind, unprotected)
+        check_address(bind, unprotected, bind=True)
         self.manager = manager
         self.state = State.NEW
         self.error: BaseException | None = None
@@ -60,6 +61,11 @@ class ManagerNode:
         self._poller.register(self._server.socket, zmq.POLLIN)
         self._asked_to_stop = threading.Event()
         self._thread: threading.Thread | None = None
+
+    @property
+    def rejected(self) -> int:
+        """Messages that were not used: malformed, or making no sense from their sender."""
+        return self._server.rejected + self.manager.rejected
 
     def run(self) -> None:
         """Works until the run is over.
@@ -90,6 +96,11 @@ class ManagerNode:
 
     def start(self) -> ManagerNode:
         """Works in a thread of its own."""
+        if self.state is State.CLOSED:
+            raise LocalProtocolError("this manager is closed; make a new one")
+        if self.state is not State.NEW:
+            return self
+        self.state = State.RUNNING
         self._thread = threading.Thread(target=self._run_quietly, name="zmpsl manager", daemon=True)
         self._thread.start()
         return self

@@ -10,10 +10,10 @@ from collections.abc import Callable
 import zmq
 
 from zmpsl import __version__
-from zmpsl.errors import NetworkError, error_for
+from zmpsl.errors import NetworkError, PeerLostError, error_for
 from zmpsl.job.schema import Job
-from zmpsl.loop import check_address
 from zmpsl.messages import Committed, Finish, FromManager, Join, Leave, Publish, Refused, Submit, Welcome
+from zmpsl.transport.address import check_address
 from zmpsl.transport.control import ControlClient
 
 __all__ = ["submit"]
@@ -40,9 +40,9 @@ def submit(
     context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
     client = ControlClient(context, manager)
     try:
-        client.send(Join(role="observer", version=__version__, host=socket.gethostname(), pid=os.getpid()))
         client.send(Submit(job=job))
         accepted = False
+        seen = time.monotonic()
         deadline = time.monotonic() + reach_s
         while True:
             client.socket.poll(100)
@@ -52,8 +52,13 @@ def submit(
                     tell(f"job {job.name} accepted by the manager at {manager}")
                     if not watch:
                         return
+                    client.send(Join(role="observer", version=__version__, host=socket.gethostname(), pid=os.getpid()))
                 if _over(message, tell):
                     return
+            client.watch()
+            seen = time.monotonic() if client.connected else seen
+            if accepted and time.monotonic() - seen > job.network.lost_after_s:
+                raise PeerLostError(f"the manager at {manager} is out of reach")
             if not accepted and time.monotonic() > deadline:
                 raise NetworkError(
                     f"the manager at {manager} has not answered for {reach_s:g} s; is it running, and is the address"

@@ -280,7 +280,10 @@ class DataOwner(Member):
     def _load_data(self, plan: Plan) -> OwnerData:
         job = plan.job
         data = job.data if self.data_dir is None else msgspec.structs.replace(job.data, dir=str(self.data_dir))
-        mine = owner_data(load(data, job.seed), data, job.evaluate, len(plan.owners), self.index, job.seed)
+        try:
+            mine = owner_data(load(data, job.seed), data, job.evaluate, len(plan.owners), self.index, job.seed)
+        except DataError as error:
+            raise DataError(f"{self.place}: {error}") from error
         if len(mine.train) < job.train.batch_size:
             raise DataError(
                 f"owner {self.index} has {len(mine.train)} training samples, fewer than one batch of"

@@ -7,6 +7,7 @@ socket does not take stays in the outbox until it reports room.
 from __future__ import annotations
 
 import socket as stdlib_socket
+from collections.abc import Callable
 
 import zmq
 from zmq.utils.monitor import recv_monitor_message
@@ -104,6 +105,7 @@ class Inbox:
         self.rejected = 0
         self._assembly = Assembly(self.pool)
         self._new_scratch()
+        self.admit: Callable[[Task], None] = lambda _task: None
 
     def receive(self) -> tuple[Header, Task | None] | None:
         """Takes one message if there is one.
@@ -137,6 +139,7 @@ class Inbox:
             raise RemoteProtocolError(f"{header.task}: {size} bytes in the first frame, more frames: {more}")
         if header.dtype is None:
             return header, header.task
+        self.admit(header.task)
         try:
             if inline:
                 self._read_inline(header)
@@ -145,6 +148,8 @@ class Inbox:
         except RemoteProtocolError:
             self._assembly.drop(header)
             raise
+        except MemoryError as error:
+            raise RemoteProtocolError(f"{header.task}: no memory for {header.total} bytes") from error
         return header, self._assembly.finish(header)
 
     def _read_inline(self, header: Header) -> None:
@@ -163,6 +168,8 @@ class Inbox:
         else:
             frame = self.socket.recv(copy=False)
             size = len(frame.buffer)
+        if self.socket.getsockopt(RCVMORE):
+            raise RemoteProtocolError(f"{header.task}: more frames than a header and a chunk")
         if size != header.size:  # recv_into truncates in silence
             raise RemoteProtocolError(f"{header.task}: chunk has {size} bytes, its header says {header.size}")
         if header.codec != NONE.number:

@@ -1,0 +1,42 @@
+"""Which addresses may be used: TCP only, and only loopback unless told otherwise."""
+
+from __future__ import annotations
+
+import re
+from ipaddress import ip_address
+
+from zmpsl.errors import JobError
+
+__all__ = ["check_address"]
+
+_ADDRESS = re.compile(r"tcp://(?P<host>\[[0-9A-Fa-f:.]+\]|[^:/\[\]\s]+):(?P<port>\*|[0-9]{1,5})")
+
+
+def check_address(address: str, unprotected: bool, *, bind: bool = False) -> None:
+    """Checks an address before libzmq sees it, which would take port 99999 for 34463.
+
+    Args:
+        address: Such as `tcp://127.0.0.1:5600`.
+        unprotected: Let addresses pass that other hosts can reach.
+        bind: The address is to be bound; then `*` and `0` mean any free port.
+
+    Raises:
+        JobError: It is no address, or one that other hosts can reach and `unprotected` is not set.
+    """
+    found = _ADDRESS.fullmatch(address)
+    port = found["port"] if found else ""
+    any_port = bind and port in ("*", "0")
+    if found is None or not (any_port or (port.isdigit() and 0 < int(port) < 65536)):
+        raise JobError(f"address {address!r} must look like tcp://HOST:PORT")
+    if not unprotected and not _is_loopback(found["host"].strip("[]")):
+        raise JobError(
+            f"{address} can be reached from other hosts, and the links carry no protection yet; "
+            f"say --unprotected if that network is yours alone"
+        )
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return host == "localhost" or ip_address(host).is_loopback
+    except ValueError:  # a name, which may mean any host
+        return False
