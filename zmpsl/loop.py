@@ -28,12 +28,18 @@ from zmpsl.transport.address import check_address
 from zmpsl.transport.control import ControlClient
 from zmpsl.transport.link import Inbox, Link
 
-__all__ = ["Node", "State"]
+__all__ = ["Node", "State", "complain"]
 
 log = logging.getLogger("zmpsl")
 
 IDLE_S = 0.1
 CHECK_EVERY_S = 0.25
+
+
+def complain(count: int, error: Exception) -> None:
+    """Logs a message that was not used; ever more rarely, so that a flood of them does not fill the disk."""
+    if count & (count - 1) == 0:
+        log.warning("%s (%d so far)", error, count)
 
 
 class State(Enum):
@@ -214,7 +220,7 @@ class Node:
             try:
                 message = self._control.receive()
             except RemoteProtocolError as error:
-                log.warning("%s", error)
+                complain(self.rejected, error)
                 continue
             if message is None or self._stop is not None:
                 return
@@ -231,7 +237,7 @@ class Node:
                 if granted is not None:
                     self._flush(granted)
             except RemoteProtocolError as error:
-                log.warning("%s", error)
+                complain(self.rejected, error)
 
     def _check(self, now: float) -> None:
         """Looks after connections and deadlines, four times a second."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import threading
 import time
 from collections.abc import Iterator
@@ -10,15 +9,13 @@ from collections.abc import Iterator
 import zmq
 
 from zmpsl.errors import LocalProtocolError, NetworkError, RemoteProtocolError, ZmpslError, error_for
-from zmpsl.loop import State
+from zmpsl.loop import State, complain
 from zmpsl.roles.actions import Action, Tell
 from zmpsl.roles.manager import Manager
 from zmpsl.transport.address import check_address
 from zmpsl.transport.control import ControlServer
 
 __all__ = ["ManagerNode"]
-
-log = logging.getLogger("zmpsl")
 
 # How long the manager waits, after the end, for members to say that they leave.
 FAREWELL_S = 3.0
@@ -149,7 +146,7 @@ class ManagerNode:
                     break
                 self._perform(self.manager.hear(*received))
             except RemoteProtocolError as error:
-                log.warning("%s", error)
+                complain(self.rejected, error)
         self._perform(self.manager.tick(time.monotonic()))
 
     def _perform(self, actions: Iterator[Action]) -> None:
