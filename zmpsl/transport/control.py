@@ -20,6 +20,7 @@ __all__ = ["ControlClient", "ControlServer"]
 
 # A plan with the block list of a deep net and thousands of owners stays well below this.
 MAX_CONTROL_MESSAGE = 16 << 20
+HEARTBEAT_TIMEOUT_S = 4
 
 
 class ControlServer:
@@ -33,7 +34,7 @@ class ControlServer:
 
     def __init__(self, context: zmq.Context[zmq.Socket[bytes]], address: str, advertise: str | None = None) -> None:
         self.socket = context.socket(zmq.ROUTER)
-        configure(self.socket, MAX_CONTROL_MESSAGE, 1000)
+        configure(self.socket, MAX_CONTROL_MESSAGE, 1000, HEARTBEAT_TIMEOUT_S)
         self.socket.setsockopt(zmq.ROUTER_MANDATORY, 1)
         bind(self.socket, address)
         self.endpoint = advertised(self.socket, advertise)
@@ -83,7 +84,7 @@ class ControlClient:
     def __init__(self, context: zmq.Context[zmq.Socket[bytes]], endpoint: str) -> None:
         self.endpoint = endpoint
         self.socket = context.socket(zmq.DEALER)
-        configure(self.socket, MAX_CONTROL_MESSAGE, 1000)
+        configure(self.socket, MAX_CONTROL_MESSAGE, 1000, HEARTBEAT_TIMEOUT_S)
         self.socket.setsockopt(zmq.IDENTITY, uuid4().bytes)
         self.monitor = self.socket.get_monitor_socket(zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED)
         self.socket.connect(endpoint)

@@ -25,6 +25,9 @@ __all__ = ["Inbox", "Link", "configure"]
 # Messages libzmq may hold per connection and side; each is at most 1 MiB. With fewer, senders of small tensors stop at
 # every few messages; more gain nothing.
 HIGH_WATER_MARK = 16
+# A heartbeat waits behind the chunk that is on the wire, so a link must carry 1 MiB in this time: 0.5 Mbit/s. A role
+# that stops is noticed sooner, by the manager.
+HEARTBEAT_TIMEOUT_S = 20
 # Below this a copy costs less than the wake-up of pyzmq's collector thread that tells when libzmq let go of the memory.
 ZERO_COPY_FROM = 1 << 18
 # As plain integers: operations on pyzmq's enumerations cost a microsecond.
@@ -35,7 +38,7 @@ FRONT = -HEADER_BYTES % ALIGNMENT
 KEEP_FROM = 8192
 
 
-def configure(socket: zmq.Socket[bytes], max_message: int, high_water_mark: int) -> None:
+def configure(socket: zmq.Socket[bytes], max_message: int, high_water_mark: int, heartbeat_timeout_s: int) -> None:
     """Sets the options that must be set before bind or connect; docs/protocol.md tells why each."""
     socket.setsockopt(zmq.LINGER, 0)
     socket.setsockopt(zmq.SNDHWM, high_water_mark)
@@ -43,7 +46,7 @@ def configure(socket: zmq.Socket[bytes], max_message: int, high_water_mark: int)
     socket.setsockopt(zmq.MAXMSGSIZE, max_message)
     socket.setsockopt(zmq.HANDSHAKE_IVL, 2000)
     socket.setsockopt(zmq.HEARTBEAT_IVL, 1000)
-    socket.setsockopt(zmq.HEARTBEAT_TIMEOUT, 4000)
+    socket.setsockopt(zmq.HEARTBEAT_TIMEOUT, 1000 * heartbeat_timeout_s)
     socket.setsockopt(zmq.CONNECT_TIMEOUT, 3000)
     socket.setsockopt(zmq.RECONNECT_IVL, 50)
     socket.setsockopt(zmq.RECONNECT_IVL_MAX, 1000)
@@ -96,7 +99,7 @@ class Inbox:
         self, context: zmq.Context[zmq.Socket[bytes]], address: str, max_tensor_bytes: int, advertise: str | None = None
     ) -> None:
         self.socket = context.socket(zmq.PULL)
-        configure(self.socket, MAX_MESSAGE, HIGH_WATER_MARK)
+        configure(self.socket, MAX_MESSAGE, HIGH_WATER_MARK, HEARTBEAT_TIMEOUT_S)
         bind(self.socket, address)
         self.endpoint = advertised(self.socket, advertise)
         self.pool = BufferPool()
@@ -199,7 +202,7 @@ class Link:
         self.outbox = outbox
         self.sent_bytes = 0
         self.socket = context.socket(zmq.PUSH)
-        configure(self.socket, MAX_MESSAGE, HIGH_WATER_MARK)
+        configure(self.socket, MAX_MESSAGE, HIGH_WATER_MARK, HEARTBEAT_TIMEOUT_S)
         self.monitor = self.socket.get_monitor_socket(zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED)
         self.socket.connect(endpoint)
         self._unsent: Message | None = None
