@@ -27,7 +27,8 @@ setup(
     ],
     extras_require={
         "train": ["torch>=2.4"],  # data owners and compute nodes
-        "manager": ["mip>=1.17,<3; platform_machine in 'x86_64 aarch64 arm64 AMD64'"],  # the solver, 600 MB unpacked
+        # The solver, 600 MB unpacked, and the simulator.
+        "manager": ["mip>=1.17,<3; platform_machine in 'x86_64 aarch64 arm64 AMD64'", "simpy>=4"],
         "digits": ["scikit-learn>=1.4"],  # the data of the built-in job
         "report": ["matplotlib>=3.8", "rich>=13"],  # HTML report and live progress
         "dev": [

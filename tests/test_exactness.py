@@ -148,10 +148,15 @@ def test_over_tcp_with_random_delays(model: str):
     assert all(node.rejected == 0 for node in ours.nodes)
 
 
-@pytest.mark.parametrize(
-    ("model", "hops", "owners", "micro"),
-    [("dropout", 4, 3, 4), ("batch-norm", 3, 3, 1), ("transformer", 2, 1, 4), ("mlp", 1, 3, 1)],
-)
+# All models over all chain lengths, owners and micro-batches in turn.
+PROCESSES = [
+    (model, hops, (1, 3)[(number + hops) % 2], 1 if model == "batch-norm" else (1, 4)[number // 2 % 2 ^ hops % 2])
+    for number, model in enumerate(MODELS)
+    for hops in (1, 2, 3, 4)
+]
+
+
+@pytest.mark.parametrize(("model", "hops", "owners", "micro"), PROCESSES)
 def test_over_tcp_processes_with_random_delays(tmp_path: Path, model: str, hops: int, owners: int, micro: int):
     wanted = settings(model, hops, owners, micro, "network.jitter_s=0.004")
     result = run(wanted, tmp_path, "exact")

@@ -1,4 +1,4 @@
-"""Good splits that cost little: the best one for each of a few fixed node orders. Upper bounds for the exact backends."""
+"""The walk from one kind of cost to an objective, and good splits that cost little: the best for a few node orders."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from zmpsl.planner.problem import Problem
 from zmpsl.planner.stages import Array, Run, Stages
 from zmpsl.planner.table import in_order
 
-__all__ = ["Best", "Finder", "least", "orders", "quick"]
+__all__ = ["Best", "Finder", "least", "orders", "quick", "swapped"]
 
 # Finds the best runs for one kind of cost: (costs per type, op) -> (value, runs).
 Finder = Callable[[Sequence[Array], np.ufunc], tuple[float, list[Run]]]
@@ -43,8 +43,10 @@ def orders(stages: Stages) -> list[list[int]]:
     return found
 
 
-def least(problem: Problem, stages: Stages, find: Finder) -> Best:
+def least(problem: Problem, stages: Stages, find: Finder, until_s: float = math.inf) -> tuple[Best, bool]:
     """Solves the problem exactly, given a finder that is exact for one kind of cost at a time.
+
+    Gives the best split, and whether the search came to its end before `time.perf_counter()` was `until_s`.
 
     pace: one call for the least worst stage, one more for the shortest way among equals.
     sum: walks down the Pareto front of (worst forward, worst backward), least backward first; a step's best forward is
@@ -54,13 +56,13 @@ def least(problem: Problem, stages: Stages, find: Finder) -> Best:
     """
     pace, runs = find(stages.pace, np.maximum)
     if not runs:
-        return math.inf, []
+        return (math.inf, []), True
     _, runs = find(below(stages.way, stages.pace, pace), np.add)
     if problem.objective == "pace":
-        return pace, runs
+        return (pace, runs), True
     if problem.objective == "micro":
-        return _micro(stages, problem.micro_batches - 1, find, (pace, runs))
-    return _sum(stages, find, runs)
+        return _micro(stages, problem.micro_batches - 1, find, (pace, runs), until_s)
+    return _sum(stages, find, runs, until_s)
 
 
 def below(costs: Sequence[Array], measure: Sequence[Array], cap: float) -> list[Array]:
@@ -68,11 +70,13 @@ def below(costs: Sequence[Array], measure: Sequence[Array], cap: float) -> list[
     return [np.where(m <= cap, c, np.inf) for c, m in zip(costs, measure, strict=True)]
 
 
-def _micro(stages: Stages, weight: int, find: Finder, start: Best) -> Best:
+def _micro(stages: Stages, weight: int, find: Finder, start: Best, until_s: float) -> tuple[Best, bool]:
     pace, runs = start
     best = math.fsum(stages.cost_of(stages.way, runs)) + weight * pace
     cap, lightest = math.inf, pace
     while cap >= lightest:
+        if time.perf_counter() > until_s:
+            return (best, runs), False
         way, found = find(below(stages.way, stages.pace, cap), np.add)
         if not found or way + weight * lightest >= best:
             break
@@ -83,15 +87,17 @@ def _micro(stages: Stages, weight: int, find: Finder, start: Best) -> Best:
         cap = math.nextafter(worst, -math.inf)
         if weight:
             cap = min(cap, (best - way) / weight)
-    return best, runs
+    return (best, runs), True
 
 
-def _sum(stages: Stages, find: Finder, runs: list[Run]) -> Best:
+def _sum(stages: Stages, find: Finder, runs: list[Run], until_s: float) -> tuple[Best, bool]:
     best = max(stages.cost_of(stages.forward, runs)) + max(stages.cost_of(stages.backward, runs))
     lightest, _ = find(stages.forward, np.maximum)
     backward, _ = find(stages.backward, np.maximum)
     cap = best - backward
     while cap >= lightest:
+        if time.perf_counter() > until_s:
+            return (best, runs), False
         backward, found = find(below(stages.backward, stages.forward, cap), np.maximum)
         if not found or backward + lightest >= best:
             break
@@ -99,14 +105,22 @@ def _sum(stages: Stages, find: Finder, runs: list[Run]) -> Best:
         if forward + backward < best:
             best, runs = forward + backward, found
         cap = min(math.nextafter(forward, -math.inf), best - backward)
-    return best, runs
+    return (best, runs), True
 
 
-def quick(problem: Problem, stages: Stages) -> Best:
-    """Gives the best split over a few node orders; infinite and no runs where none of them has one."""
+def quick(problem: Problem, stages: Stages, deadline_s: float = math.inf) -> Best:
+    """Gives the best split over a few node orders; infinite and no runs where none of them has one.
+
+    Args:
+        problem: The problem.
+        stages: Its costs.
+        deadline_s: `time.perf_counter()` after which the search ends, once there is a split.
+    """
     best: Best = (math.inf, [])
     for order in orders(stages):
-        best = min(best, least(problem, stages, partial(in_order, stages, order)))
+        if best[1] and time.perf_counter() > deadline_s:
+            break
+        best = min(best, least(problem, stages, partial(in_order, stages, order), deadline_s)[0])
     return best
 
 
@@ -131,7 +145,7 @@ def swapped(problem: Problem, stages: Stages, start: Best, deadline_s: float) ->
                 continue
             other = order.copy()
             other[i], other[j] = other[j], other[i]
-            found = least(problem, stages, partial(in_order, stages, other))
+            found, _ = least(problem, stages, partial(in_order, stages, other), deadline_s)
             if found[0] < best[0] * (1 - 1e-9):
                 best, better, order = found, True, other
     return best

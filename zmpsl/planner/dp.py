@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
 
 from zmpsl.errors import JobError
-from zmpsl.planner.bound import Best, least
-from zmpsl.planner.limits import Answer, Deadline, TooLong
+from zmpsl.planner.bound import Best, least, swapped
+from zmpsl.planner.limits import SWAP_S, Answer, Deadline, TooLong, hopeless
 from zmpsl.planner.problem import Problem
 from zmpsl.planner.stages import Array, Run, Stages
 from zmpsl.planner.table import Table
@@ -40,8 +41,8 @@ def solve(problem: Problem, stages: Stages, start: Best, deadline: Deadline) -> 
     if Table.work(types, blocks, longest) > MOST_WORK or rows * (blocks + 1) > MOST_NUMBERS:
         reason = f"{rows:,} sets of nodes times {blocks} blocks are too many for a table"
         if not start[1]:
-            raise JobError(f"{reason}: make nodes alike, or use the backend mip")
-        return Answer(start, False, reason)
+            raise JobError(hopeless(reason))
+        return Answer(swapped(problem, stages, start, deadline.ends_s(SWAP_S)), False, reason)
     table = Table(types, blocks)
 
     def find(costs: Sequence[Array], op: np.ufunc) -> tuple[float, list[Run]]:
@@ -49,9 +50,11 @@ def solve(problem: Problem, stages: Stages, start: Best, deadline: Deadline) -> 
         return table.best(costs, op)
 
     try:
-        best = least(problem, stages, find)
+        best, complete = least(problem, stages, find, deadline.ends_s(math.inf, share=1))
     except TooLong as error:
         if not start[1]:
             raise JobError(f"backend dp: no split found; {error}") from None
         return Answer(start, False, str(error))
+    if not complete:
+        return Answer(min(best, start), False, deadline.text)
     return Answer(best, True, f"all splits of {blocks} blocks over {rows:,} sets of nodes were compared")

@@ -9,7 +9,9 @@ from dataclasses import dataclass, field
 from zmpsl.planner.bound import Best
 from zmpsl.planner.problem import Problem
 
-__all__ = ["Answer", "Deadline", "TooLong", "lower_bound"]
+__all__ = ["SWAP_S", "Answer", "Deadline", "TooLong", "hopeless", "lower_bound"]
+
+SWAP_S = 3.0  # seconds to look for a better order where the optimum is out of reach
 
 
 @dataclass(frozen=True)
@@ -37,10 +39,27 @@ class Deadline:
         """Seconds left."""
         return math.inf if self.limit_s is None else self.limit_s - (time.perf_counter() - self.start_s)
 
+    @property
+    def text(self) -> str:
+        """What to say when it is over."""
+        return f"the time limit of {self.limit_s} s is reached"
+
+    def ends_s(self, most_s: float, share: float = 0.5) -> float:
+        """Gives the `time.perf_counter()` at which a step ends: `most_s` from now, or a share of the time left."""
+        return time.perf_counter() + min(most_s, self.left_s * share)
+
     def check(self) -> None:
         """Raises `TooLong` where no time is left."""
         if self.left_s <= 0:
-            raise TooLong(f"the time limit of {self.limit_s} s is reached")
+            raise TooLong(self.text)
+
+
+def hopeless(reason: str) -> str:
+    """Says what to do where no split is known and the problem is too large to search."""
+    return (
+        f"no split that meets all limits was found over a few node orders, and a search over all is out of reach:"
+        f" {reason}. Add memory or nodes, make nodes alike, or join blocks; another backend may also get there"
+    )
 
 
 def lower_bound(problem: Problem) -> float:

@@ -8,15 +8,14 @@ contiguity of eq. (7), which accepts every assignment as printed, in the form of
 
 from __future__ import annotations
 
-import importlib
-import time
+import math
 from typing import Any
 
 import numpy as np
 
 from zmpsl.errors import JobError
 from zmpsl.planner.bound import Best, swapped
-from zmpsl.planner.limits import Answer, Deadline
+from zmpsl.planner.limits import Answer, Deadline, hopeless
 from zmpsl.planner.problem import Problem
 from zmpsl.planner.stages import Array, Run, Stages
 from zmpsl.planner.tighten import Floors, tighten
@@ -25,7 +24,8 @@ __all__ = ["solve"]
 
 # The start split's value becomes this much, so that the solver's absolute tolerances of 1e-6 are relative ones of 1e-9.
 SCALE = 1000.0
-SWAP_S = 0.5
+MOST_SWAP_S = 0.5
+MOST_TERMS = 1_000_000
 
 
 def solve(problem: Problem, stages: Stages, start: Best, deadline: Deadline) -> Answer:
@@ -35,13 +35,18 @@ def solve(problem: Problem, stages: Stages, start: Best, deadline: Deadline) -> 
         JobError: python-mip is not installed, or no split was found in time and there is no `start`.
     """
     mip = _library()
-    start = swapped(problem, stages, start, time.perf_counter() + min(SWAP_S, deadline.left_s / 4))
+    start = swapped(problem, stages, start, deadline.ends_s(MOST_SWAP_S))
     stages, floors = tighten(problem, stages, start[0])
+    if math.inf in (floors.forward, floors.backward, floors.pace):
+        return Answer((math.inf, []), True, "all nodes together cannot take all blocks")
     runs = [
         (t, int(e - d - 1), int(e)) for t, cost in enumerate(stages.pace) for d, e in np.argwhere(np.isfinite(cost))
     ]
-    if not runs:
-        return Answer((np.inf, []), True, "no run of blocks fits any node")
+    if (terms := sum(e - a for _, a, e in runs)) > MOST_TERMS:
+        reason = f"{len(runs):,} runs of blocks with {terms:,} terms are too many for the solver"
+        if not start[1]:
+            raise JobError(hopeless(reason))
+        return Answer(start, False, reason)
     scale = SCALE / (start[0] if start[1] and start[0] > 0 else max(map(_largest, stages.way)) or 1.0)
     model = mip.Model(sense=mip.MINIMIZE, solver_name=mip.CBC)
     model.verbose = 0
@@ -49,30 +54,36 @@ def solve(problem: Problem, stages: Stages, start: Best, deadline: Deadline) -> 
     model.max_mip_gap = model.max_mip_gap_abs = 1e-9
     take = [model.add_var(var_type=mip.BINARY) for _ in runs]
     _add_path(mip, model, stages, runs, take)
-    _add_objective(mip, model, problem, stages, runs, take, floors, scale)
+    _add_objective(mip, model, problem, stages, floors, runs, take, scale)
     status = model.optimize(max_seconds=max(0.01, deadline.left_s))
+    found: Best = (math.inf, [])
+    if model.num_solutions:
+        chosen = [run for run, var in zip(runs, take, strict=True) if var.x > 0.5]
+        found = (model.objective_value / scale, sorted(chosen, key=lambda run: run[1]))
+    return _answer(mip, status, found, start, f"{len(runs):,} runs of {stages.blocks} blocks")
+
+
+def _answer(mip: Any, status: Any, found: Best, start: Best, size: str) -> Answer:
+    """Says what the solver's status means for what it found and for what was known before."""
     kinds = mip.OptimizationStatus
-    if status in (kinds.INFEASIBLE, kinds.INT_INFEASIBLE):
-        return Answer((np.inf, []), True, "the solver proved that no split meets all limits")
-    if not model.num_solutions:
-        if start[1]:
-            return Answer(start, False, f"the solver found nothing better in time ({status.name.lower()})")
-        raise JobError(f"backend mip: no split found ({status.name.lower()}); give it more than {deadline.limit_s} s")
-    chosen = sorted((run for run, var in zip(runs, take, strict=True) if var.x > 0.5), key=lambda run: run[1])
-    size = f"{len(runs):,} runs and {stages.blocks} blocks"
     if status == kinds.OPTIMAL:
-        return Answer((model.objective_value / scale, chosen), True, f"branch and bound closed the gap ({size})")
-    gap = f"gap {model.gap:.2%}"
-    return Answer((model.objective_value / scale, chosen), False, f"stopped by the time limit, {gap} ({size})")
+        return Answer(found, True, f"branch and bound over {size} closed the gap")
+    if status in (kinds.INFEASIBLE, kinds.INT_INFEASIBLE) and not start[1]:
+        return Answer(found, True, f"branch and bound over {size} found that no split meets all limits")
+    best = min(found, start, key=lambda one: one[0])
+    if not best[1]:
+        raise JobError(f"backend mip: no split found ({status.name.lower()}): give it more time, or use the backend dp")
+    return Answer(best, False, f"branch and bound over {size} ended early ({status.name.lower()})")
 
 
 def _library() -> Any:
     try:
-        return importlib.import_module("mip")
+        import mip
     except ImportError as error:
         raise JobError(
             f"backend mip needs python-mip ({error}): pip install zmpsl[manager], or use the backend dp"
         ) from error
+    return mip
 
 
 def _largest(cost: Array) -> float:
@@ -98,8 +109,17 @@ def _add_path(mip: Any, model: Any, stages: Stages, runs: list[Run], take: list[
 
 
 def _add_objective(
-    mip: Any, model: Any, problem: Problem, stages: Stages, runs: list[Run], take: list[Any], floors: Floors, scale: float
+    mip: Any,
+    model: Any,
+    problem: Problem,
+    stages: Stages,
+    floors: Floors,
+    runs: list[Run],
+    take: list[Any],
+    scale: float,
 ) -> None:
+    """Adds the variables for the worst stages, their rows, and the objective."""
+
     def worst(kind: tuple[Array, ...], floor: float) -> Any:
         # A stage below the floor is as good as one at the floor, which makes the relaxation tighter still.
         top = model.add_var(lb=floor * scale)

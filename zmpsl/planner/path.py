@@ -7,13 +7,14 @@ the other, Dijkstra's algorithm runs on the edges within it, for the sum of the 
 from __future__ import annotations
 
 import heapq
+import math
 from collections.abc import Sequence
 
 import numpy as np
 
 from zmpsl.errors import JobError
-from zmpsl.planner.bound import Best, least
-from zmpsl.planner.limits import Answer, Deadline, TooLong
+from zmpsl.planner.bound import Best, least, swapped
+from zmpsl.planner.limits import SWAP_S, Answer, Deadline, TooLong, hopeless
 from zmpsl.planner.problem import Problem
 from zmpsl.planner.stages import Array, Run, Stages
 from zmpsl.planner.table import Table
@@ -30,8 +31,8 @@ def solve(problem: Problem, stages: Stages, start: Best, deadline: Deadline) -> 
     if vertices > MOST_VERTICES:
         reason = f"{vertices:,} vertices are too many for a shortest path"
         if not start[1]:
-            raise JobError(f"{reason}: make nodes alike, or use the backend mip")
-        return Answer(start, False, reason)
+            raise JobError(hopeless(reason))
+        return Answer(swapped(problem, stages, start, deadline.ends_s(SWAP_S)), False, reason)
     searches = 0
 
     def find(costs: Sequence[Array], op: np.ufunc) -> tuple[float, list[Run]]:
@@ -41,11 +42,13 @@ def solve(problem: Problem, stages: Stages, start: Best, deadline: Deadline) -> 
         return Graph(stages, costs, deadline).shortest(worst=op is np.maximum)
 
     try:
-        best = least(problem, stages, find)
+        best, complete = least(problem, stages, find, deadline.ends_s(math.inf, share=1))
     except TooLong as error:
         if not start[1]:
             raise JobError(f"backend path: no split found; {error}") from None
         return Answer(start, False, str(error))
+    if not complete:
+        return Answer(min(best, start), False, deadline.text)
     return Answer(best, True, f"{searches} shortest paths over {vertices:,} vertices leave no better threshold")
 
 

@@ -70,7 +70,7 @@ class NodeSpec(Struct, frozen=True):
         overhead_s: Fixed seconds per forward and per backward task.
         link: Connection of the node; None is one that takes no time.
         times: Measured seconds of every block on this node, in place of `slowdown` times the reference.
-        holds: Positions (in `Problem.blocks`) of blocks that must be on this node.
+        holds: Positions (in `Problem.blocks`) of blocks that must be on this node, optional or not.
     """
 
     name: str
@@ -181,7 +181,8 @@ def _check_shape(problem: Problem) -> None:
     for node in nodes:
         for number in node.holds:
             if holders.setdefault(number, node.name) != node.name:
-                raise JobError(f"nodes {holders[number]!r} and {node.name!r} must both hold block {number}; only one can")
+                both = f"nodes {holders[number]!r} and {node.name!r}"
+                raise JobError(f"{both} must both hold block {number}; only one can")
     if problem.objective not in OBJECTIVES:
         raise JobError(f"objective {problem.objective!r} is unknown; it must be one of {', '.join(OBJECTIVES)}")
     if problem.micro_batches < 1:

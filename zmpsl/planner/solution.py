@@ -162,12 +162,9 @@ def evaluate(
         if a != at or not a < e <= len(problem.blocks):
             raise JobError(f"node {name!r}: blocks [{first}, {stop}) do not follow on block {offset + at}")
         node, at = nodes.pop(name), e
-        one = cost(problem, node, a, e)
+        one, budget = cost(problem, node, a, e), node.memory_bytes
         costs.append(one)
-        budget = node.memory_bytes
-        pieces.append(
-            Piece(name, first, stop, one.forward_s, one.backward_s, one.pace_s, one.memory_bytes, budget)
-        )  # fmt: skip
+        pieces.append(Piece(name, first, stop, one.forward_s, one.backward_s, one.pace_s, one.memory_bytes, budget))
         if budget is not None and one.memory_bytes > budget:
             short.append(Shortfall(name, first, stop, one.memory_bytes, budget))
     if at != len(problem.blocks):

@@ -18,12 +18,16 @@ from zmpsl.planner.problem import NodeSpec, Problem
 from zmpsl.planner.solution import Infeasible, Solution, evaluate
 from zmpsl.planner.stages import Run, Stages, build
 from zmpsl.planner.table import Table, in_order
+from zmpsl.planner.tighten import keep, tighten
 
 __all__ = ["Backend", "solve"]
 
 Backend = Literal["dp", "mip", "path"]
 BACKENDS = {"dp": dp.solve, "mip": mip.solve, "path": path.solve}
 FEW_BLOCKS = 64  # up to here all runs are computed at once
+QUICK_S = 1.0  # seconds to look for a split to start from
+MOST_TIGHTENED = 1_000_000  # runs beyond which tightening takes longer than it saves
+SHORT_SHOWN = 3  # nodes without enough memory that a message lists
 
 
 def solve(problem: Problem, backend: Backend = "dp", time_limit_s: float | None = None) -> Solution:
@@ -54,10 +58,14 @@ def solve(problem: Problem, backend: Backend = "dp", time_limit_s: float | None 
             f"{needed} nodes must get at least one block each, but only {len(problem.blocks)} blocks lie between the"
             " first and the last cut: make nodes optional or move the cuts"
         )
+    if _too_large(problem):
+        raise _infeasible(problem)
     stages = build(problem, _rough_limit(problem))
-    start = quick(problem, stages)
+    start = quick(problem, stages, deadline.ends_s(QUICK_S))
     if start[1]:
         stages = trimmed(problem, stages, start[0])
+        if problem.objective == "micro" and sum(cost.size for cost in stages.way) <= MOST_TIGHTENED:
+            stages, _ = tighten(problem, stages, start[0])
     answer = BACKENDS[backend](problem, stages, start, deadline)
     if not answer.best[1]:
         raise _infeasible(problem)
@@ -65,31 +73,36 @@ def solve(problem: Problem, backend: Backend = "dp", time_limit_s: float | None 
 
 
 def _rough_limit(problem: Problem) -> float:
-    """Value of a plan made by hand where the chain is long; infinite where it is short or no such plan is allowed."""
+    """Most seconds a run may take to beat a plan made by hand; infinite for short chains, or without such a plan.
+
+    With m micro-batches a run of t seconds makes the value at least m * t: once on the way, m - 1 times as the worst.
+    """
     if len(problem.blocks) <= FEW_BLOCKS:
         return math.inf
     plain = not any(node.max_blocks or node.max_share or node.holds for node in problem.nodes)
     plans = (even_split(problem), greedy_split(problem)) if plain else ()
-    return min((plan.value for plan in plans if not plan.short), default=math.inf)
+    batches = problem.micro_batches if problem.objective == "micro" else 1
+    return min((plan.value for plan in plans if not plan.short), default=math.inf) / batches
+
+
+def _too_large(problem: Problem) -> bool:
+    """Whether all nodes together have less memory than the blocks need: no search is needed then."""
+    budgets = [math.inf if node.memory_bytes is None else node.memory_bytes for node in problem.nodes]
+    return math.fsum(block.memory_bytes for block in problem.blocks) > math.fsum(budgets)
 
 
 def trimmed(problem: Problem, stages: Stages, value: float) -> Stages:
     """Leaves out the runs that alone make a split worse than `value`."""
     value *= 1 + 1e-12
     weight = problem.micro_batches - 1
-    columns = []
-    for t in range(len(stages.types)):
-        kinds = (stages.forward[t], stages.backward[t], stages.pace[t], stages.way[t], stages.excess[t])
-        forward, backward, pace, way, _ = kinds
-        if problem.objective == "micro":
-            alone = way + weight * pace if weight else way
-        else:
-            alone = pace if problem.objective == "pace" else forward + backward
-        good = alone <= value
-        lengths = np.flatnonzero(good.any(axis=1))
-        longest = int(lengths[-1]) + 1 if lengths.size else 1
-        columns.append([np.where(good[:longest], kind[:longest], np.inf) for kind in kinds])
-    return Stages(stages.blocks, stages.types, *(tuple(kind) for kind in zip(*columns, strict=True)))
+    if problem.objective == "pace":
+        alone = stages.pace
+    elif problem.objective == "sum":
+        alone = tuple(f + b for f, b in zip(stages.forward, stages.backward, strict=True))
+    else:
+        pairs = zip(stages.way, stages.pace, strict=True)
+        alone = tuple(way + weight * pace if weight else way for way, pace in pairs)
+    return keep(stages, [cost <= value for cost in alone])
 
 
 def _named(problem: Problem, stages: Stages, runs: list[Run]) -> list[tuple[str, int, int]]:
@@ -123,13 +136,15 @@ def _infeasible(problem: Problem) -> Infeasible:
             f"{head}, whatever memory the nodes have: what they may see does not cover the model:"
             f" {'; '.join(limits)}. Raise a limit or add a node"
         )
-    short = evaluate(problem, near).short
+    short = sorted(evaluate(problem, near).short, key=lambda one: -one.lacks_bytes)
     lines = [
         f"node {one.node!r} would hold blocks {one.first} to {one.stop - 1} and needs {one.needs_bytes:,.0f} bytes but"
         f" has {one.has_bytes:,.0f}: {one.lacks_bytes:,.0f} bytes short"
-        for one in sorted(short, key=lambda one: -one.lacks_bytes)
+        for one in short[:SHORT_SHOWN]
     ]
-    text = f"{head}. In the nearest one {'; '.join(lines)}. Add memory or a node, or hold fewer replicas"
+    if len(short) > SHORT_SHOWN:
+        lines.append(f"{len(short) - SHORT_SHOWN} more nodes lack memory too")
+    text = f"{head}. In the nearest one found {'; '.join(lines)}. Add memory or a node, or hold fewer replicas"
     return Infeasible(text, tuple(short))
 
 

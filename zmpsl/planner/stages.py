@@ -22,7 +22,7 @@ __all__ = ["NodeType", "Stages", "build", "node_types"]
 Array = NDArray[np.float64]
 Run = tuple[int, int, int]  # type, first block, stop block
 Relaxed = Literal["nothing", "memory"]
-MOST_ENTRIES = 60_000_000  # 0.5 GB per kind of cost
+MOST_ENTRIES = 20_000_000  # 0.8 GB for the five kinds of cost
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from zmpsl.planner.problem import Problem
 from zmpsl.planner.stages import Array, Stages
@@ -17,6 +18,7 @@ from zmpsl.planner.stages import Array, Stages
 __all__ = ["Floors", "keep", "tighten"]
 
 ROUNDS = 6
+Marks = NDArray[np.bool_]
 
 
 @dataclass(frozen=True)
@@ -60,7 +62,7 @@ def tighten(problem: Problem, stages: Stages, value: float) -> tuple[Stages, Flo
     return stages, floors
 
 
-def keep(stages: Stages, good: list[np.ndarray]) -> Stages:
+def keep(stages: Stages, good: list[Marks]) -> Stages:
     """Leaves out the runs that are not good; arrays end with the longest run left."""
     columns = []
     for t, allowed in enumerate(good):
@@ -103,32 +105,35 @@ class Weights:
         enough = np.flatnonzero(taken >= self.total * (1 - 1e-9))
         return float(caps[enough[0]]) if enough.size else math.inf
 
-    def within(self, kind: tuple[Array, ...], cap: float) -> list[np.ndarray]:
+    def within(self, kind: tuple[Array, ...], cap: float) -> list[Marks]:
         """Marks runs that cost at most `cap` and leave no more weight than the other nodes can take at that."""
         most = [self.most(t, cost, cap) for t, cost in enumerate(kind)]
         whole = sum(n * m for n, m in zip(self.counts, most, strict=True))
         need = self.total * (1 - 1e-9)
         return [
             (cost <= cap) & (self.runs[t][: len(cost)] + (whole - most[t]) >= need) for t, cost in enumerate(kind)
-        ]  # fmt: skip
+        ]
 
-    def short(self, stages: Stages, value: float, weight: int, floor: float) -> list[np.ndarray]:
+    def short(self, stages: Stages, value: float, weight: int, floor: float) -> list[Marks]:
         """Marks runs that may be in a split whose way plus `weight` times the worst stage is at most `value`."""
-        way, _ = self._fill(stages, value, None)
-        cap = (value - way[-1]) / weight if weight else math.inf
+        taken, rest = self._fill(stages, value, None)
+        least_way = float(np.interp(self.total * (1 - 1e-9), rest, taken))
+        cap = (value - least_way) / weight if weight else math.inf
         good = []
         for t, (pace, own) in enumerate(zip(stages.pace, stages.way, strict=True)):
             taken, rest = self._fill(stages, cap, t)
             left = np.maximum(self.total * (1 - 1e-9) - self.runs[t][: len(own)], 0.0)
             # What the others need at least for the weight that is left; more than they can take cannot be.
             others = np.where(left <= rest[-1], np.interp(left, rest, taken), np.inf)
-            worst = np.maximum(np.where(np.isfinite(pace), pace, np.inf), floor)
-            least = own + others + (weight * worst if weight else 0.0)
+            least = own + others + (weight * np.maximum(pace, floor) if weight else 0.0)
             good.append((pace <= cap) & (least <= value))
         return good
 
     def _fill(self, stages: Stages, cap: float, without: int | None) -> tuple[Array, Array]:
-        """Gives the least way (seconds) for growing weight, cheapest nodes first, as two rising arrays."""
+        """Gives the least way in seconds and the weight it is for, cheapest nodes first, as two rising arrays.
+
+        Runs cost at most `cap`; one node of the type `without` is taken already.
+        """
         parts = []
         for t, (pace, way) in enumerate(zip(stages.pace, stages.way, strict=True)):
             good = pace <= cap
@@ -140,6 +145,4 @@ class Weights:
         parts.sort()
         amounts = np.cumsum([0.0, *(amount for _, amount in parts)])
         seconds = np.cumsum([0.0, *(rate * amount for rate, amount in parts)])
-        if without is None:
-            return np.array([np.interp(self.total * (1 - 1e-9), amounts, seconds)]), amounts
         return seconds, amounts
