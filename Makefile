@@ -17,7 +17,7 @@ lint: $(STAMP)
 setup: $(STAMP)
 
 # Installed again only when a file that says what to install has changed.
-$(STAMP): setup.py pyproject.toml constraints.txt
+$(STAMP): setup.py pyproject.toml constraints.txt $(wildcard codecs/*.c codecs/*.h codecs/kernels/*.h)
 	$(PYTHON) -m venv .venv
 	.venv/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[train,manager,digits,report,dev,bench]"
 	touch $(STAMP)

@@ -1,8 +1,22 @@
 """Package description of zmpsl: the only place that knows folders, dependencies and extras."""
 
-from setuptools import setup
+from glob import glob
+
+from setuptools import Extension, setup
 
 ROOMS = ["data", "engine", "job", "launch", "observe", "planner", "roles", "transport"]
+
+# The kernels behind zmpsl.codec_kernels. Optional: without a compiler the NumPy twins do the same, more slowly.
+CODECS = Extension(
+    "zmpsl._codecs",
+    sources=sorted(glob("codecs/*.c")),
+    depends=sorted(glob("codecs/*.h") + glob("codecs/kernels/*.h")),
+    define_macros=[("Py_LIMITED_API", "0x030b0000")],
+    # Without contraction of a * b + c the bytes are the same on every machine.
+    extra_compile_args=["-std=c11", "-O3", "-g0", "-ffp-contract=off", "-Werror=implicit-function-declaration"],
+    py_limited_api=True,
+    optional=True,
+)
 
 setup(
     name="zmpsl",
@@ -15,7 +29,9 @@ setup(
     packages=["zmpsl", *(f"zmpsl.{room}" for room in ROOMS), "zmpsl.models"],
     # `models/` stands at the top level of the repository and is installed as zmpsl.models.
     package_dir={"zmpsl": "zmpsl", "zmpsl.models": "models"},
-    package_data={"zmpsl": ["py.typed"]},
+    package_data={"zmpsl": ["py.typed", "_codecs.pyi"]},
+    ext_modules=[CODECS],
+    options={"bdist_wheel": {"py_limited_api": "cp311"}},
     install_requires=[
         "click>=8.1",
         "lz4>=4.3",

@@ -267,7 +267,8 @@ static PyObject *unpack_into(PyObject *module, PyObject *args)
 
 #define METHODS(name)                                                                                                  \
     {#name "_encode_into", name##_encode_into, METH_VARARGS, NULL},                                                    \
-        {#name "_decode_into", name##_decode_into, METH_VARARGS, NULL}, {#name "_bound", name##_bound, METH_VARARGS, NULL}
+        {#name "_decode_into", name##_decode_into, METH_VARARGS, NULL},                                                \
+        {#name "_bound", name##_bound, METH_VARARGS, NULL}
 
 static PyMethodDef methods[] = {
     METHODS(bf16),
@@ -291,8 +292,7 @@ static int execute(PyObject *module)
     const char *name = getenv("ZMPSL_ISA");
     state->isa = zc_pick(name);
     if (state->isa == NULL) {
-        PyErr_Format(PyExc_ValueError, "ZMPSL_ISA is '%s', which is not known or cannot run on this processor; unset it",
-                     name);
+        PyErr_Format(PyExc_ValueError, "ZMPSL_ISA is '%s', which is not known or cannot run here; unset it", name);
         return -1;
     }
     return PyModule_AddStringConstant(module, "ISA", state->isa->name);

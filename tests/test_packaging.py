@@ -62,7 +62,7 @@ def metadata(wheel: zipfile.ZipFile) -> Message:
 def test_wheel_holds_every_module_and_nothing_else(wheel: zipfile.ZipFile):
     """A room that setup.py forgets would be missing only after an installation; a stray one would shadow others."""
     inside = {name for name in wheel.namelist() if ".dist-info/" not in name and not name.endswith(".so")}
-    assert inside == {*sources(), "zmpsl/py.typed"}
+    assert inside == {*sources(), "zmpsl/py.typed", "zmpsl/_codecs.pyi"}
     assert "zmpsl/models/__init__.py" in inside
     assert all(wheel.read(name) == path.read_bytes() for name, path in sources().items())
 

@@ -35,8 +35,10 @@ def source(src: Buffer, unit: int = 4) -> U8:
 def destination(dst: Buffer, need: int, *sources: U8, unit: int = 1) -> U8:
     """Gives the bytes of a destination with room for `need`, apart from every source."""
     view = memoryview(dst)
-    if view.readonly or not view.c_contiguous:
-        raise BufferError("the destination must be writable and contiguous")
+    if view.readonly:
+        raise TypeError("the destination is read-only")
+    if not view.c_contiguous:
+        raise BufferError("the destination is not contiguous")
     data = np.frombuffer(view, np.uint8)
     if data.size % unit:
         raise ValueError(f"the destination has {data.size} bytes, which is no whole number of values of {unit} bytes")
@@ -117,14 +119,34 @@ def bf16_decode_into(src: Buffer, dst: Buffer) -> int:
 # whose range is no float32, has NaN for both and decodes to NaN throughout, so it cannot pass unseen.
 
 
-def _range(block: F32) -> tuple[np.float32, np.float32, bool]:
-    low, high = np.min(block) + np.float32(0), np.max(block) + np.float32(0)  # + 0 turns -0 into 0
-    return low, high, bool(np.isfinite(block).all())
+def _rows(values: F32, block: int) -> F32:
+    """Gives one row per block; the last one is filled up with its last value, which changes neither end."""
+    missing = -values.size % block
+    return np.concatenate([values, np.repeat(values[-1:], missing)]).reshape(-1, block)
 
 
-def _codes(block: F32, low: np.float32, step: np.float32) -> U8:
-    inverse = np.float32(1) / step if step > 0 else np.float32(0)
-    return np.rint((block - low) * inverse).astype(np.uint8)
+def _ends(rows: F32) -> tuple[F32, F32, NDArray[np.bool_]]:
+    """Gives least and greatest values, and which rows are finite."""
+    finite: NDArray[np.bool_] = np.logical_and.reduce(np.isfinite(rows), axis=1)
+    return rows.min(axis=1) + np.float32(0), rows.max(axis=1) + np.float32(0), finite  # + 0 turns -0 into 0
+
+
+def _codes(rows: F32, low: F32, step: F32, sound: NDArray[np.bool_]) -> U8:
+    inverse = np.where(step > 0, np.float32(1) / step, np.float32(0))
+    scaled = np.rint((rows - low[:, None]) * inverse[:, None])
+    return np.where(sound[:, None], scaled, np.float32(0)).astype(np.uint8)
+
+
+def _settle(low: F32, step: F32, sound: NDArray[np.bool_]) -> tuple[F32, F32]:
+    """Gives the scales as they are written: no subnormal step, NaN where a block is not sound."""
+    nan = np.uint32(0x7FC00000).view(np.float32)
+    step = np.where(step < _F32_TINY, np.float32(0), step)
+    return np.where(sound, low, nan), np.where(sound, step, nan)
+
+
+def _join(scales: U8, codes: U8, size: int) -> U8:
+    """Puts each row's scales before its codes; `size` bytes are meant."""
+    return np.concatenate([scales, codes], axis=1).ravel()[:size]
 
 
 def int8_bound(n: int) -> int:
@@ -135,43 +157,48 @@ def int8_bound(n: int) -> int:
 def int8_encode_into(src: Buffer, dst: Buffer) -> int:
     """Writes, per block of 256 values: minimum f32, step f32, one byte per value."""
     data = source(src)
-    out = destination(dst, int8_bound(data.size // 4), data)
-    values = bits_of(data).view(np.float32)
-    parts = []
+    size = int8_bound(data.size // 4)
+    out = destination(dst, size, data)
+    if size == 0:
+        return 0
     with np.errstate(all="ignore"):
-        for at in range(0, values.size, INT8_BLOCK):
-            block = values[at : at + INT8_BLOCK]
-            low, high, finite = _range(block)
-            step = (high - low) / np.float32(255)
-            if not finite or not np.isfinite(high - low):
-                parts += [raw(np.full(2, 0x7FC00000, np.uint32), "<u4"), np.zeros(block.size, np.uint8)]
-                continue
-            step = step if step >= _F32_TINY else np.float32(0)
-            parts += [raw(np.array([low, step]), "<f4"), _codes(block, low, step)]
-    return put(out, parts)
+        rows = _rows(bits_of(data).view(np.float32), INT8_BLOCK)
+        low, high, finite = _ends(rows)
+        sound = finite & np.isfinite(high - low)
+        low, step = _settle(low, (high - low) / np.float32(255), sound)
+        codes = _codes(rows, low, step, sound)
+    scales = raw(np.stack([low, step], axis=1).view(np.uint32), "<u4").reshape(-1, 8)
+    return put(out, [_join(scales, codes, size)])
+
+
+def _split(data: U8, scale_bytes: int, code_bytes: int) -> tuple[U8, U8]:
+    """Takes scales and codes of each block apart, the last block filled up with zeros."""
+    row = scale_bytes + code_bytes
+    rows = np.concatenate([data, np.zeros(-data.size % row, np.uint8)]).reshape(-1, row)
+    return rows[:, :scale_bytes], rows[:, scale_bytes:]
+
+
+def _decoded(scales: F32, codes: U8, n: int) -> U8:
+    with np.errstate(all="ignore"):
+        values = scales[:, :1] + codes.astype(np.float32) * scales[:, 1:]
+    return raw(values.ravel()[:n].view(np.uint32), "<u4")
 
 
 def int8_decode_into(src: Buffer, dst: Buffer) -> int:
     """Undoes `int8_encode_into`; any bytes of the right number are an encoding."""
     data = source(src, 1)
     out = destination(dst, 0, data, unit=4)
-    n = out.size // 4
-    _exactly(data, int8_bound(n), out.size)
-    values = np.empty(n, np.float32)
-    with np.errstate(all="ignore"):
-        for count_before, at in enumerate(range(0, n, INT8_BLOCK)):
-            start = at + 8 * count_before
-            count = min(INT8_BLOCK, n - at)
-            low, step = np.frombuffer(data[start : start + 8].tobytes(), "<f4")
-            values[at : at + count] = low + data[start + 8 : start + 8 + count].astype(np.float32) * step
-    return put(out, [raw(values.view(np.uint32), "<u4")])
+    _exactly(data, int8_bound(out.size // 4), out.size)
+    scales, codes = _split(data, 8, INT8_BLOCK)
+    return put(out, [_decoded(np.frombuffer(scales.tobytes(), "<f4").reshape(-1, 2), codes, out.size // 4)])
 
 
-def _bf16_toward(value: np.float32, *, down: bool) -> np.uint32:
-    """Gives the next bf16 not above (down) or not below the value: every value stays inside the 15 steps."""
-    bits = int(np.float32(value).view(np.uint32))
+def _bf16_toward(values: F32, *, down: bool) -> F32:
+    """Gives the next bf16 not above (down) or not below each value: all values stay inside the 15 steps."""
+    bits = values.view(np.uint32)
     away = (bits >> 31 != 0) if down else (bits >> 31 == 0)
-    return np.uint32((bits + (0xFFFF if away else 0)) & 0xFFFF0000)
+    nearby: U32 = (bits + np.where(away, np.uint32(0xFFFF), np.uint32(0))) & np.uint32(0xFFFF0000)
+    return nearby.view(np.float32)
 
 
 def int4_bound(n: int) -> int:
@@ -182,42 +209,33 @@ def int4_bound(n: int) -> int:
 def int4_encode_into(src: Buffer, dst: Buffer) -> int:
     """Writes, per block of 64 values: minimum bf16, step bf16, two values per byte, the first in the low half."""
     data = source(src)
-    out = destination(dst, int4_bound(data.size // 4), data)
-    values = bits_of(data).view(np.float32)
-    parts = []
+    n = data.size // 4
+    size = int4_bound(n)
+    out = destination(dst, size, data)
+    if size == 0:
+        return 0
     with np.errstate(all="ignore"):
-        for at in range(0, values.size, INT4_BLOCK):
-            block = values[at : at + INT4_BLOCK]
-            least, high, finite = _range(block)
-            low = _bf16_toward(least, down=True).view(np.float32)
-            step = _bf16_toward((high - low) / np.float32(15), down=False).view(np.float32)
-            codes = np.zeros(block.size + block.size % 2, np.uint8)
-            if not finite or not np.isfinite(high - low):
-                low = step = np.uint32(0x7FC00000).view(np.float32)
-            else:
-                step = step if step >= _F32_TINY else np.float32(0)
-                codes[: block.size] = _codes(block, low, step)
-            parts += [raw(np.array([low, step]).view(np.uint32) >> 16, "<u2"), codes[::2] | codes[1::2] << 4]
-    return put(out, parts)
+        rows = _rows(bits_of(data).view(np.float32), INT4_BLOCK)
+        low, high, finite = _ends(rows)
+        low = _bf16_toward(low, down=True)
+        sound = finite & np.isfinite(high - low)
+        step = _bf16_toward((high - low) / np.float32(15), down=False)
+        low, step = _settle(low, step, sound)
+        codes = _codes(rows, low, step, sound)
+    codes.ravel()[n:] = 0  # the half byte after an odd number of values
+    scales = raw(np.stack([low, step], axis=1).view(np.uint32) >> 16, "<u2").reshape(-1, 4)
+    return put(out, [_join(scales, (codes[:, ::2] | codes[:, 1::2] << 4).astype(np.uint8), size)])
 
 
 def int4_decode_into(src: Buffer, dst: Buffer) -> int:
     """Undoes `int4_encode_into`; any bytes of the right number are an encoding."""
     data = source(src, 1)
     out = destination(dst, 0, data, unit=4)
-    n = out.size // 4
-    _exactly(data, int4_bound(n), out.size)
-    values = np.empty(n, np.float32)
-    with np.errstate(all="ignore"):
-        for count_before, at in enumerate(range(0, n, INT4_BLOCK)):
-            start = at // 2 + 4 * count_before
-            count = min(INT4_BLOCK, n - at)
-            scales = np.frombuffer(data[start : start + 4].tobytes(), "<u2").astype(np.uint32) << 16
-            low, step = scales.view(np.float32)
-            packed = data[start + 4 : start + 4 + blocks_of(count, 2)]
-            codes = np.stack([packed & 15, packed >> 4], axis=1).ravel()[:count]
-            values[at : at + count] = low + codes.astype(np.float32) * step
-    return put(out, [raw(values.view(np.uint32), "<u4")])
+    _exactly(data, int4_bound(out.size // 4), out.size)
+    scales, packed = _split(data, 4, INT4_BLOCK // 2)
+    wide = np.frombuffer(scales.tobytes(), "<u2").astype(np.uint32) << 16
+    codes = np.stack([packed & 15, packed >> 4], axis=2).reshape(len(packed), INT4_BLOCK)
+    return put(out, [_decoded(wide.astype(np.uint32).view(np.float32).reshape(-1, 2), codes, out.size // 4)])
 
 
 # Non-zero bitmap and packed values; a value counts as zero when all its bits are, so -0 travels.

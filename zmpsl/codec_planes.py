@@ -6,10 +6,10 @@ A plane of n bytes (at most 65,536) is nothing at all when n is 0, else a mode a
     1 constant   the one byte that fills the plane
     2 Huffman    code lengths, sizes of the four streams (u16 each), the streams; only where it takes at most n bytes
 
-Lengths are nibbles, low half first, for the symbols 0 to 255 in order: 0 to 11 is a length (0: absent), 13 and a nibble r
-are r + 2 absent symbols, 14 and two nibbles (low first) are r + 18 absent ones. Stream i holds the i-th quarter of the
-symbols, ceil(n / 4) of them, the last ones what is left. Codes are canonical, by length and then by symbol, at most 11
-bits, and stand in the stream with their first bit lowest.
+Lengths are nibbles, low half first, for the symbols 0 to 255 in order: 0 to 11 is a length (0: absent), 13 and a nibble
+r are r + 2 absent symbols, 14 and two nibbles (low first) are r + 18 absent ones. Stream i holds the i-th quarter of
+the symbols, ceil(n / 4) of them, the last ones what is left. Codes are canonical, by length and then by symbol, at most
+11 bits, and stand in the stream with their first bit lowest.
 """
 
 from __future__ import annotations
@@ -102,7 +102,7 @@ def _write_lengths(lengths: I64) -> U8:
         symbol += run
     nibbles += [0] * (len(nibbles) % 2)
     pairs = np.array(nibbles, np.uint8)
-    return pairs[::2] | pairs[1::2] << 4
+    return (pairs[::2] | pairs[1::2] << 4).astype(np.uint8)
 
 
 def _write_stream(symbols: U8, lengths: I64, codes: I64) -> U8:

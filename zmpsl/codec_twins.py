@@ -11,10 +11,36 @@ from __future__ import annotations
 import numpy as np
 
 from zmpsl.codec_plain import (
-    F32, U8, U32, Buffer, bf16_bound, bf16_decode_into, bf16_encode_into, bf16_round, bitmap_bound, bitmap_decode_into,
-    bitmap_encode_into, bits_of, blocks_of, destination, int4_bound, int4_decode_into, int4_encode_into, int8_bound,
-    int8_decode_into, int8_encode_into, map_of, mask_into, number, pack_into, put, raw, source, unmap, unpack_into,
-)  # fmt: skip
+    F32,
+    U8,
+    U32,
+    Buffer,
+    bf16_bound,
+    bf16_decode_into,
+    bf16_encode_into,
+    bf16_round,
+    bitmap_bound,
+    bitmap_decode_into,
+    bitmap_encode_into,
+    bits_of,
+    blocks_of,
+    destination,
+    int4_bound,
+    int4_decode_into,
+    int4_encode_into,
+    int8_bound,
+    int8_decode_into,
+    int8_encode_into,
+    map_of,
+    mask_into,
+    number,
+    pack_into,
+    put,
+    raw,
+    source,
+    unmap,
+    unpack_into,
+)
 from zmpsl.codec_planes import BLOCK, Reader, encode_plane
 
 __all__ = [
@@ -102,9 +128,8 @@ def _decode_floats(reader: Reader, n: int, half: bool) -> U32:
     low = np.frombuffer(b"" if half else reader.take(2 * count).tobytes(), "<u2").astype(np.uint32)
     middle = _unsqueeze(reader.take(count - count // 8), count) if flags & POSITIVE else reader.take(count)
     wide = middle.astype(np.uint32)
-    kept = (wide & 0x80) << 24 | reader.plane(count).astype(np.uint32) << 23 | (wide & 0x7F) << 16
-    if not half:
-        kept |= low
+    high = (wide & 0x80) << 24 | reader.plane(count).astype(np.uint32) << 23 | (wide & 0x7F) << 16
+    kept: U32 = (high if half else high | low).astype(np.uint32)
     if flags & DENSE:
         return kept
     places = unmap(reader.plane(blocks_of(n, 8)), n)
@@ -168,7 +193,8 @@ def mean_square(src: Buffer) -> float:
 
     Sixteen interleaved lanes are summed one by one, then the lanes in order: the same result on every machine.
     """
-    values = bits_of(source(src)).view(np.float32).astype(np.float64)
+    with np.errstate(invalid="ignore"):  # a signalling NaN
+        values = bits_of(source(src)).view(np.float32).astype(np.float64)
     if values.size == 0:
         return 0.0
     padded = np.zeros(blocks_of(values.size, 16) * 16)

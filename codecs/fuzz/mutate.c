@@ -1,7 +1,8 @@
 /* Mutates and truncates encodings and decodes them, for every codec and instruction set of this machine.
  *
- * Run under AddressSanitizer and UndefinedBehaviorSanitizer (see codecs/README.md): any read or write outside of exactly
- * sized heap buffers stops it. Prints a digest over all encodings and results, which must be the same on every machine.
+ * Run under AddressSanitizer and UndefinedBehaviorSanitizer (see codecs/README.md): any read or write outside of
+ * exactly sized heap buffers stops it. Prints a digest over all encodings and results, which must be the same on every
+ * machine.
  *
  *     mutate [cases] [seed]
  */

@@ -4,8 +4,8 @@
 #include "bf16.h"
 #include "bitmap.h"
 #include "blockwise.h"
-#include "huffman.h"
-/* these stand on the ones above */
+#include "bytes.h"
+/* these stand on bf16, bitmap and bytes */
 #include "floats.h"
 #include "qz.h"
 

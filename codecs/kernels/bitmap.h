@@ -3,16 +3,9 @@
 
 static size_t bitmap_encode(const uint8_t *src, size_t n, float step, uint8_t *dst)
 {
-    uint32_t tile[ZC_TILE + 8];
-    uint8_t *out = dst + (n + 7) / 8;
+    size_t map = (n + 7) / 8;
     (void)step;
-    for (size_t base = 0; base < n; base += ZC_TILE) {
-        size_t stop = zc_min(n - base, ZC_TILE);
-        size_t count = compact32((const u32u *)(const void *)(src + 4 * base), stop, dst + base / 8, tile);
-        memcpy(out, tile, 4 * count);
-        out += 4 * count;
-    }
-    return (size_t)(out - dst);
+    return map + 4 * compact32((const u32u *)(const void *)src, n, dst, (u32u *)(void *)(dst + map));
 }
 
 static void unpack_masked(const uint8_t *src, size_t count, const uint8_t *mask, size_t n, uint8_t *dst)

@@ -7,7 +7,7 @@
  * throughout, so it cannot pass unseen. */
 #include "memory.h"
 
-enum { INT8_BLOCK = 256, INT4_BLOCK = 64 };
+enum { INT8_BLOCK = 256, INT4_BLOCK = 64, TOGETHER = 8 };
 
 typedef struct range {
     float low;
@@ -22,8 +22,9 @@ static inline int32_t ordered(uint32_t bits)
 }
 
 /* As integers, because compilers vectorise their least and greatest, and infinities and NaN stand at the ends. */
-static range range_of(const u32u *restrict x, size_t n)
+static inline range range_of(const f32u *values, size_t n)
 {
+    const u32u *restrict x = (const u32u *)(const void *)values;
     int32_t low = INT32_MAX;
     int32_t high = INT32_MIN;
     for (size_t i = 0; i < n; i++) {
@@ -41,34 +42,75 @@ static range range_of(const u32u *restrict x, size_t n)
 
 /* round((x - low) * inverse): adding 2^23 rounds to nearest, ties to even. The product passes the last level by far
  * less than a half, so nothing need be cut off. */
-static void quantise(const f32u *restrict x, size_t n, float low, float inverse, uint8_t *restrict out)
+static inline void quantise(const f32u *restrict x, size_t n, float low, float inverse, uint8_t *restrict out)
 {
     for (size_t i = 0; i < n; i++) {
         out[i] = (uint8_t)zc_bits_of((x[i] - low) * inverse + 0x1p23f);
     }
 }
 
+/* What a block is coded with; blocks are taken several at a time, so that one's division overlaps another's search. */
+typedef struct scale {
+    float low;
+    float step;
+    float inverse; /* negative: the block is not finite */
+} scale;
+
+static inline scale scale_of(int finite, float low, float width, float step)
+{
+    scale s = {low, step < 0x1p-126f ? 0.0f : step, 0.0f};
+    s.inverse = s.step > 0.0f ? 1.0f / s.step : 0.0f;
+    if (!finite || !(width <= 0x1.fffffep127f)) {
+        s = (scale){zc_float_of(0x7fc00000u), zc_float_of(0x7fc00000u), -1.0f};
+    }
+    return s;
+}
+
+static inline scale int8_scale(range r)
+{
+    float width = r.high - r.low;
+    return scale_of(r.finite, r.low, width, width / 255.0f);
+}
+
+static inline void codes_of(const f32u *x, size_t count, scale s, uint8_t *out)
+{
+    if (s.inverse < 0) {
+        memset(out, 0, count);
+    } else {
+        quantise(x, count, s.low, s.inverse, out);
+    }
+}
+
+static inline uint8_t *int8_put(const f32u *x, size_t count, scale s, uint8_t *out)
+{
+    f32u *scales = (f32u *)(void *)out;
+    scales[0] = s.low;
+    scales[1] = s.step;
+    codes_of(x, count, s, out + 8);
+    return out + 8 + count;
+}
+
 static size_t int8_encode(const uint8_t *src, size_t n, float step, uint8_t *dst)
 {
     uint8_t *out = dst;
-    for (size_t base = 0; base < n; base += INT8_BLOCK) {
-        const f32u *x = (const f32u *)(const void *)(src + 4 * base);
-        size_t count = zc_min(n - base, INT8_BLOCK);
-        range r = range_of((const u32u *)(const void *)x, count);
-        float width = r.high - r.low;
-        f32u *scales = (f32u *)(void *)out;
-        out += 8;
-        if (!r.finite || !(width <= 0x1.fffffep127f)) {
-            scales[0] = scales[1] = zc_float_of(0x7fc00000u);
-            memset(out, 0, count);
-        } else {
-            step = width / 255.0f;
-            step = step < 0x1p-126f ? 0.0f : step;
-            scales[0] = r.low;
-            scales[1] = step;
-            quantise(x, count, r.low, step > 0.0f ? 1.0f / step : 0.0f, out);
+    const f32u *x = (const f32u *)(const void *)src;
+    range r[TOGETHER];
+    scale s[TOGETHER];
+    (void)step;
+    for (; n >= TOGETHER * INT8_BLOCK; n -= TOGETHER * INT8_BLOCK, x += TOGETHER * INT8_BLOCK) {
+        for (size_t i = 0; i < TOGETHER; i++) {
+            r[i] = range_of(x + i * INT8_BLOCK, INT8_BLOCK);
         }
-        out += count;
+        for (size_t i = 0; i < TOGETHER; i++) {
+            s[i] = int8_scale(r[i]);
+        }
+        for (size_t i = 0; i < TOGETHER; i++) {
+            out = int8_put(x + i * INT8_BLOCK, INT8_BLOCK, s[i], out);
+        }
+    }
+    for (size_t count; n > 0; n -= count, x += count) {
+        count = zc_min(n, INT8_BLOCK);
+        out = int8_put(x, count, int8_scale(range_of(x, count)), out);
     }
     return (size_t)(out - dst);
 }
@@ -102,7 +144,7 @@ static uint32_t bf16_toward(float value, int down)
     return (bits + (away ? 0xffffu : 0)) & 0xffff0000u;
 }
 
-static void int4_pack(const uint8_t *codes, size_t bytes, uint8_t *restrict out)
+static inline void int4_pack(const uint8_t *codes, size_t bytes, uint8_t *restrict out)
 {
     const u16u *restrict pairs = (const u16u *)(const void *)codes;
     for (size_t i = 0; i < bytes; i++) {
@@ -110,31 +152,46 @@ static void int4_pack(const uint8_t *codes, size_t bytes, uint8_t *restrict out)
     }
 }
 
-static size_t int4_encode(const uint8_t *src, size_t n, float step, uint8_t *dst)
+static inline scale int4_scale(range r)
+{
+    float low = zc_float_of(bf16_toward(r.low, 1));
+    float width = r.high - low;
+    return scale_of(r.finite, low, width, zc_float_of(bf16_toward(width / 15.0f, 0)));
+}
+
+static inline uint8_t *int4_put(const f32u *x, size_t count, scale s, uint8_t *out)
 {
     uint8_t codes[INT4_BLOCK + 1];
+    u16u *scales = (u16u *)(void *)out;
+    codes[count] = 0;
+    codes_of(x, count, s, codes);
+    scales[0] = (uint16_t)(zc_bits_of(s.low) >> 16);
+    scales[1] = (uint16_t)(zc_bits_of(s.step) >> 16);
+    int4_pack(codes, (count + 1) / 2, out + 4);
+    return out + 4 + (count + 1) / 2;
+}
+
+static size_t int4_encode(const uint8_t *src, size_t n, float step, uint8_t *dst)
+{
     uint8_t *out = dst;
-    for (size_t base = 0; base < n; base += INT4_BLOCK) {
-        const f32u *x = (const f32u *)(const void *)(src + 4 * base);
-        size_t count = zc_min(n - base, INT4_BLOCK);
-        range r = range_of((const u32u *)(const void *)x, count);
-        uint32_t low = bf16_toward(r.low, 1);
-        float width = r.high - zc_float_of(low);
-        uint32_t steps = bf16_toward(width / 15.0f, 0);
-        u16u *scales = (u16u *)(void *)out;
-        codes[count] = 0;
-        if (!r.finite || !(width <= 0x1.fffffep127f)) {
-            low = steps = 0x7fc00000u;
-            memset(codes, 0, count);
-        } else {
-            step = zc_float_of(steps);
-            steps = step < 0x1p-126f ? 0 : steps;
-            quantise(x, count, zc_float_of(low), steps ? 1.0f / step : 0.0f, codes);
+    const f32u *x = (const f32u *)(const void *)src;
+    range r[TOGETHER];
+    scale s[TOGETHER];
+    (void)step;
+    for (; n >= TOGETHER * INT4_BLOCK; n -= TOGETHER * INT4_BLOCK, x += TOGETHER * INT4_BLOCK) {
+        for (size_t i = 0; i < TOGETHER; i++) {
+            r[i] = range_of(x + i * INT4_BLOCK, INT4_BLOCK);
         }
-        scales[0] = (uint16_t)(low >> 16);
-        scales[1] = (uint16_t)(steps >> 16);
-        int4_pack(codes, (count + 1) / 2, out + 4);
-        out += 4 + (count + 1) / 2;
+        for (size_t i = 0; i < TOGETHER; i++) {
+            s[i] = int4_scale(r[i]);
+        }
+        for (size_t i = 0; i < TOGETHER; i++) {
+            out = int4_put(x + i * INT4_BLOCK, INT4_BLOCK, s[i], out);
+        }
+    }
+    for (size_t count; n > 0; n -= count, x += count) {
+        count = zc_min(n, INT4_BLOCK);
+        out = int4_put(x, count, int4_scale(range_of(x, count)), out);
     }
     return (size_t)(out - dst);
 }

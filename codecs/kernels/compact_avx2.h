@@ -16,7 +16,7 @@ static inline unsigned nonzero_mask32(__m256i values)
     return (unsigned)_mm256_movemask_ps(_mm256_castsi256_ps(zero)) ^ 0xffu;
 }
 
-static size_t compact32(const u32u *restrict src, size_t n, uint8_t *restrict map, uint32_t *restrict out)
+static size_t compact32(const u32u *restrict src, size_t n, uint8_t *restrict map, u32u *restrict out)
 {
     size_t count = 0;
     size_t base = 0;

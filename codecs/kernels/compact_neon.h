@@ -24,7 +24,7 @@ static inline size_t pack4(uint8x16_t values, unsigned bits, void *out)
     return (size_t)__builtin_popcount(bits);
 }
 
-static size_t compact32(const u32u *restrict src, size_t n, uint8_t *restrict map, uint32_t *restrict out)
+static size_t compact32(const u32u *restrict src, size_t n, uint8_t *restrict map, u32u *restrict out)
 {
     size_t count = 0;
     size_t base = 0;

@@ -1,9 +1,9 @@
 /* Moves the non-zero values of a run together, and apart again: plain C, without branches on the data. */
 #include "memory.h"
 
-/* Packs the values that are not 0 into out, one bit each into map; gives their number. May write up to 8 values beyond
- * them, yet never beyond out[n + 7]. */
-static size_t compact32(const u32u *restrict src, size_t n, uint8_t *restrict map, uint32_t *restrict out)
+/* Packs the values that are not 0 into out, one bit each into map; gives their number. May write beyond them, yet never
+ * beyond out[n - 1]. */
+static size_t compact32(const u32u *restrict src, size_t n, uint8_t *restrict map, u32u *restrict out)
 {
     size_t count = 0;
     for (size_t base = 0; base < n; base += 8) {
@@ -21,7 +21,7 @@ static size_t compact32(const u32u *restrict src, size_t n, uint8_t *restrict ma
     return count;
 }
 
-/* The same for bytes. */
+/* The same for bytes, yet up to out[n + 7]. */
 static size_t compact8(const uint8_t *restrict src, size_t n, uint8_t *restrict map, uint8_t *restrict out)
 {
     size_t count = 0;

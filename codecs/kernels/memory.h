@@ -10,6 +10,10 @@
 #error "the kernels are written for little-endian machines; others use the NumPy twins"
 #endif
 
+#if defined(__clang__)
+#pragma STDC FP_CONTRACT OFF /* as -ffp-contract=off: a fused multiply-add would round differently */
+#endif
+
 /* Values coded together, with tables of their own: the tables cost less than 0.01 bit per value. */
 #define ZC_BLOCK 65536u
 /* Values that pass through the first-level cache at a time; a multiple of 32. */

@@ -68,11 +68,10 @@ static size_t qz_encode_block(const uint8_t *src, size_t n, float inverse, qz_wo
     for (size_t base = 0; base < n; base += ZC_TILE) {
         size_t stop = zc_min(n - base, ZC_TILE);
         if (to_codes((const f32u *)(const void *)(src + 4 * base), stop, inverse, work->tile)) {
-            for (size_t i = 0; i < stop; i++) {
-                if (work->tile[i] == QZ_ESCAPE) {
-                    memcpy(out, src + 4 * (base + i), 4);
-                    out += 4;
-                }
+            const uint8_t *end = work->tile + stop;
+            for (const uint8_t *at = work->tile; (at = memchr(at, QZ_ESCAPE, (size_t)(end - at))) != NULL; at++) {
+                memcpy(out, src + 4 * (base + (size_t)(at - work->tile)), 4);
+                out += 4;
             }
         }
         k += compact8(work->tile, stop, work->map + base / 8, work->codes + k);
@@ -144,7 +143,8 @@ static int qz_decode_block(reader *r, uint8_t *dst, size_t n, float step, qz_wor
             out[i] = (float)(int8_t)work->tile[i] * step;
         }
         const uint8_t *end = work->tile + stop;
-        for (const uint8_t *at = work->tile; escaped && (at = memchr(at, QZ_ESCAPE, (size_t)(end - at))); at++) {
+        for (const uint8_t *at = work->tile; escaped && (at = memchr(at, QZ_ESCAPE, (size_t)(end - at))) != NULL;
+             at++) {
             memcpy(out + (at - work->tile), escapes, 4);
             escapes += 4;
             escaped--;

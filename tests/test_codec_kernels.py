@@ -1,0 +1,391 @@
+"""One battery for the codec kernels: C on every instruction set and the NumPy twins give the same bytes."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import itertools
+import os
+import subprocess
+import sys
+import threading
+from types import ModuleType
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from zmpsl import codec_twins
+from zmpsl.codec_kernels import KERNELS, NAMES, Kernels, gather
+
+FUZZ = settings(max_examples=120, deadline=None)
+EXACT = ("bitmap", "bytes", "huff")
+FLOATS = [name for name in NAMES if name != "bytes"]
+STEP = 0.3
+TWIN = gather(codec_twins)
+
+
+def native(isa: str) -> Kernels | None:
+    """The C kernels of one set: a module of its own, since a set is picked when a module is made."""
+    spec = importlib.util.find_spec("zmpsl._codecs")
+    if spec is None or spec.loader is None:
+        return None
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("ZMPSL_ISA", isa)
+        try:
+            module: ModuleType = importlib.util.module_from_spec(spec)
+            spec.loader.exec_module(module)
+        except ValueError:  # not on this processor
+            return None
+    return gather(module)
+
+
+ALL = {"numpy": TWIN, **{isa: native(isa) for isa in ("portable", "avx2", "neon")}}
+NATIVE = [kernels for isa, kernels in ALL.items() if kernels is not None and isa != "numpy"]
+
+
+@pytest.fixture(params=ALL)
+def kernels(request: pytest.FixtureRequest) -> Kernels:
+    found = ALL[request.param]
+    if found is None:
+        pytest.skip(f"the {request.param} kernels are not built or cannot run on this processor")
+    return found
+
+
+def noise(n: int, salt: int = 0) -> np.ndarray:
+    """32 even bits per value, the same for ever: no generator of NumPy promises that."""
+    x = np.arange(n, dtype=np.uint64) + np.uint64(salt << 32) + np.uint64(1)
+    for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
+        x = (x ^ (x >> np.uint64(shift))) * np.uint64(factor)
+    return (x >> np.uint64(32)).astype(np.uint32)
+
+
+def bell(n: int, salt: int = 0) -> np.ndarray:
+    """About normal, with exact arithmetic only: sums of four even numbers."""
+    parts = np.stack([noise(n, salt * 4 + i).astype(np.int64) >> 8 for i in range(4)])
+    return ((parts.sum(0) - (1 << 25)) / (1 << 24)).astype(np.float32)
+
+
+def samples(n: int) -> dict[str, np.ndarray]:
+    """What tensors look like, and what they had better not."""
+    x = bell(n)
+    huge = (x.view(np.uint32) & np.uint32(0x807FFFFF)) | np.uint32(0x7F000000)  # 1.7e38 and more
+    odd = x.copy()
+    for start, value in ((0, -0.0), (3, np.nan), (5, np.inf), (6, -np.inf), (9, 1e-42)):
+        odd[start::37] = value
+    return {
+        "activations": np.maximum(x, 0),
+        "before a ReLU": x,
+        "gradients": x * x * x * np.float32(1e-5),
+        "any bits": noise(n).view(np.float32),
+        "zeros": np.zeros(n, np.float32),
+        "constant": np.full(n, -3.5, np.float32),
+        "odd": odd,
+        "huge": huge.view(np.float32),
+        "subnormal": (noise(n, 5) >> 12 | (noise(n, 6) & 1) << 31).view(np.float32),
+        "sparse": np.where(noise(n, 9) % 50 == 0, x, np.float32(0)),
+        "tie": np.round(x * 8) * np.float32(0.15),
+    }
+
+
+SIZES = (0, 1, 2, 3, 7, 8, 9, 63, 64, 65, 255, 256, 257, 2047, 2049, 65535, 65536, 65537, 150001)
+
+
+def encode(kernels: Kernels, name: str, values: np.ndarray, step: float = STEP) -> bytes:
+    """Encodes into a destination of exactly the bound, and checks that nothing beyond it was written."""
+    kernel = kernels.formats[name]
+    room = kernel.bound(values.nbytes if name == "bytes" else values.size)
+    memory = np.full(room + 64, 0xA5, np.uint8)
+    before = values.tobytes()
+    size = kernel.encode_into(values, memory[:room], *((step,) if name == "qz" else ()))
+    assert size <= room
+    assert (memory[room:] == 0xA5).all()
+    assert values.tobytes() == before
+    return memory[:size].tobytes()
+
+
+def decode(kernels: Kernels, name: str, encoding: bytes, n: int) -> np.ndarray:
+    memory = np.full(n + 16, 7, np.float32)
+    assert kernels.formats[name].decode_into(encoding, memory[:n]) == 4 * n
+    assert (memory[n:] == 7).all()
+    return memory[:n]
+
+
+def canonical(values: np.ndarray) -> bytes:
+    """The sign and payload of a computed NaN differ between machines."""
+    return np.where(np.isnan(values), np.float32(np.nan), values).tobytes()
+
+
+class TestSameBytes:
+    @pytest.mark.parametrize("n", SIZES)
+    def test_c_and_twin_agree(self, n: int) -> None:
+        if not NATIVE:
+            pytest.skip("the C kernels are not built")
+        for (kind, values), name in itertools.product(samples(n).items(), NAMES):
+            expected = encode(TWIN, name, values)
+            result = canonical(decode(TWIN, name, expected, n))
+            for kernels in NATIVE:
+                assert encode(kernels, name, values) == expected, (kernels.isa, name, kind)
+                assert canonical(decode(kernels, name, expected, n)) == result, (kernels.isa, name, kind)
+
+    def test_bounds_and_sums_agree(self) -> None:
+        for kernels, n in itertools.product(NATIVE, SIZES):
+            for name in NAMES:
+                assert kernels.formats[name].bound(n) == TWIN.formats[name].bound(n)
+            for values in samples(n).values():
+                assert kernels.mean_square(values) == TWIN.mean_square(values)
+
+    def test_the_face_offers_one_of_them(self) -> None:
+        assert KERNELS.isa in ALL
+        assert KERNELS.native == (KERNELS.isa != "numpy")
+
+
+class TestPick:
+    """What the environment says holds for a whole process, so each case has one."""
+
+    def isa(self, **environment: str) -> subprocess.CompletedProcess[str]:
+        code = "from zmpsl.codec_kernels import KERNELS; print(KERNELS.isa)"
+        env = {**{name: os.environ[name] for name in os.environ if not name.startswith("ZMPSL_")}, **environment}
+        return subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=False)
+
+    def test_the_twins_can_be_asked_for(self) -> None:
+        assert self.isa(ZMPSL_NO_EXT="1").stdout == "numpy\n"
+
+    def test_a_set_can_be_asked_for(self) -> None:
+        if not NATIVE:
+            pytest.skip("the C kernels are not built")
+        assert self.isa(ZMPSL_ISA="portable").stdout == "portable\n"
+
+    def test_an_unknown_set_is_an_error_and_no_slow_run(self) -> None:
+        if not NATIVE:
+            pytest.skip("the C kernels are not built")
+        refused = self.isa(ZMPSL_ISA="mmx")
+        assert refused.returncode != 0
+        assert "ZMPSL_ISA is 'mmx'" in refused.stderr
+
+
+def test_another_thread_runs_while_c_works() -> None:
+    """The GIL is dropped: the other thread counts while one call of many milliseconds is under way."""
+    if not NATIVE:
+        pytest.skip("the C kernels are not built")
+    values = np.tile(bell(1 << 16), 64)
+    room = np.zeros(NATIVE[0].formats["huff"].bound(values.size), np.uint8)
+    started, ended, count = threading.Event(), threading.Event(), itertools.count()
+
+    def work() -> None:
+        started.set()
+        NATIVE[0].formats["huff"].encode_into(values, room)
+        ended.set()
+
+    # With the GIL held, this thread could run only in the few steps around the call; the interval is longer than that.
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(10)
+    try:
+        thread = threading.Thread(target=work)
+        thread.start()
+        started.wait()
+        while not ended.is_set() and next(count) < 1000:
+            pass
+        thread.join()
+    finally:
+        sys.setswitchinterval(interval)
+    assert next(count) > 100
+
+
+# Digests of all encodings of `samples(70001)`, in order; they hold for every machine and every version to come.
+GOLDEN = {
+    "bf16": "df6dd9643ac2b953",
+    "int8": "af4dd057ae3c730e",
+    "int4": "7c215909936123c6",
+    "bitmap": "4e7f7be9fa5ec36a",
+    "bytes": "53b0c12ee6ce8ce6",
+    "huff": "9e709eede5995dd8",
+    "bf16_huff": "9f385e58cc107920",
+    "qz": "ddd54cb6fdb9c737",
+}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_golden(kernels: Kernels, name: str) -> None:
+    digest = hashlib.blake2b(digest_size=8)
+    for values in samples(70001).values():
+        digest.update(encode(kernels, name, values))
+    assert digest.hexdigest() == GOLDEN[name]
+
+
+class TestRoundTrips:
+    @pytest.mark.parametrize("name", EXACT)
+    @pytest.mark.parametrize("n", [0, 1, 7, 64, 257, 70001])
+    def test_lossless_is_bit_for_bit(self, kernels: Kernels, name: str, n: int) -> None:
+        for values in samples(n).values():
+            assert decode(kernels, name, encode(kernels, name, values), n).tobytes() == values.tobytes()
+
+    @pytest.mark.parametrize("name", ["bf16", "bf16_huff"])
+    def test_bf16_rounds_to_nearest_even_and_keeps_nan(self, kernels: Kernels, name: str) -> None:
+        ties = [0x3F808000, 0x3F818000, 0x3F808001, 0x7F7FFFFF]
+        strange = [0x7F800000, 0x7F800001, 0xFFC00000, 0x80000000, 1, 0x8000]
+        bits = ties + strange
+        rounded = [0x3F800000, 0x3F820000, 0x3F810000, 0x7F800000, 0x7F800000, 0x7FC00000, 0xFFC00000, 0x80000000, 0, 0]
+        values = np.array(bits, np.uint32).view(np.float32)
+        assert decode(kernels, name, encode(kernels, name, values), 10).view(np.uint32).tolist() == rounded
+
+    @pytest.mark.parametrize(("name", "block", "levels", "slack"), [("int8", 256, 255, 1.001), ("int4", 64, 15, 1.2)])
+    def test_blockwise_error_is_half_a_step(
+        self, kernels: Kernels, name: str, block: int, levels: int, slack: float
+    ) -> None:
+        values = bell(block * 40)
+        error = np.abs(decode(kernels, name, encode(kernels, name, values), values.size) - values).reshape(-1, block)
+        spans = np.ptp(values.reshape(-1, block), axis=1, keepdims=True)
+        assert (error <= spans / levels / 2 * slack).all()
+
+    @pytest.mark.parametrize(("name", "block"), [("int8", 256), ("int4", 64)])
+    @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+    def test_a_value_that_is_not_finite_fills_its_block_with_nan(
+        self, kernels: Kernels, name: str, block: int, bad: float
+    ) -> None:
+        values = bell(3 * block)
+        values[block + 5] = bad
+        nan = np.isnan(decode(kernels, name, encode(kernels, name, values), values.size)).reshape(3, block)
+        assert nan.all(axis=1).tolist() == [False, True, False]
+        assert not nan[::2].any()
+
+    @pytest.mark.parametrize("step", [2.0**-100, 0.01, 0.3, 2.0**100])
+    def test_qz_error_is_half_a_step_and_outliers_are_exact(self, kernels: Kernels, step: float) -> None:
+        values = bell(70001)
+        values[::100] *= 1000
+        values[7], values[8] = np.nan, -np.inf
+        result = decode(kernels, "qz", encode(kernels, "qz", values, step), values.size)
+        far = ~(np.abs(values.astype(float)) < 127.51 * step)
+        assert result[far].tobytes() == values[far].tobytes()
+        assert far[7]
+        assert far[8]
+        assert (np.abs(result[~far].astype(float) - values[~far]) <= step / 2 * 1.0001).all()
+
+    @pytest.mark.parametrize("step", [0.0, -1.0, 2.0**-101, 2.0**101, np.nan, np.inf])
+    def test_qz_refuses_a_step_out_of_range(self, kernels: Kernels, step: float) -> None:
+        with pytest.raises(ValueError, match="step must lie"):
+            encode(kernels, "qz", bell(10), step)
+
+    def test_step_is_alpha_times_rms_and_always_allowed(self, kernels: Kernels) -> None:
+        values = bell(1000)
+        assert kernels.step(values, 0.5) == pytest.approx(0.5 * float(np.sqrt(np.mean(np.square(values, dtype=float)))))
+        assert kernels.step(np.zeros(9, np.float32), 0.5) == 2.0**-100
+
+    def test_sizes_on_skewed_values(self, kernels: Kernels) -> None:
+        values = np.maximum(bell(1 << 17), 0)
+        sizes = {name: values.nbytes / len(encode(kernels, name, values, 0.05)) for name in FLOATS}
+        least = {"bf16": 2, "int8": 3.87, "int4": 7.1, "bitmap": 1.8, "huff": 2.2, "bf16_huff": 5.5, "qz": 8.5}
+        assert {name: sizes[name] for name in least if sizes[name] < least[name]} == {}
+
+
+class TestBuffers:
+    @pytest.mark.parametrize("name", NAMES)
+    def test_unaligned_buffers(self, kernels: Kernels, name: str) -> None:
+        values = bell(5003)
+        memory = np.zeros(values.nbytes + 4, np.uint8)
+        expected = encode(kernels, name, values)
+        result = decode(kernels, name, expected, values.size).tobytes()
+        for offset in (1, 2, 3):
+            shifted = memory[offset : offset + values.nbytes]
+            shifted[:] = values.view(np.uint8)
+            assert encode(kernels, name, as_floats(shifted)) == expected
+            shifted[:] = 0
+            kernels.formats[name].decode_into(expected, shifted)
+            assert shifted.tobytes() == result
+
+    def test_overlap_small_and_read_only_destinations_are_refused(self, kernels: Kernels) -> None:
+        values = bell(64)
+        kernel = kernels.formats["bf16"]
+        with pytest.raises(ValueError, match="overlaps"):
+            kernel.encode_into(values, values)
+        with pytest.raises(ValueError, match="up to 128 are needed"):
+            kernel.encode_into(values, np.zeros(127, np.uint8))
+        with pytest.raises(TypeError):
+            kernel.encode_into(values, bytes(128))
+        with pytest.raises(ValueError, match="no whole number"):
+            kernel.encode_into(b"abc", np.zeros(128, np.uint8))
+
+    @pytest.mark.parametrize("n", [0, 1, 8, 13, 2048, 70001])
+    def test_known_mask(self, kernels: Kernels, n: int) -> None:
+        values, mask = bell(n, 1), np.zeros((n + 7) // 8, np.uint8)
+        activations = samples(n)["activations"]
+        assert kernels.mask_into(activations, mask) == mask.size
+        assert np.unpackbits(mask, bitorder="little", count=n).tolist() == (activations != 0).tolist()
+        count = int((activations != 0).sum())
+        packed, back = np.zeros(count, np.float32), np.full(n, 9, np.float32)
+        assert kernels.pack_into(values, mask, packed) == 4 * count
+        assert packed.tobytes() == values[activations != 0].tobytes()
+        assert kernels.unpack_into(packed, mask, back) == 4 * n
+        assert back.tobytes() == np.where(activations != 0, values, np.float32(0)).tobytes()
+
+    def test_a_mask_that_does_not_fit_is_refused(self, kernels: Kernels) -> None:
+        values, room = bell(13), np.zeros(13, np.float32)
+        for mask, problem in ((b"\x01", "values need 2"), (b"\x01\xff", "beyond its 13"), (b"\xff\x1f", "8 bytes")):
+            with pytest.raises(ValueError, match=problem):
+                kernels.unpack_into(values[:2], mask, room)
+
+    def test_threads_share_the_kernels(self, kernels: Kernels) -> None:
+        values = samples(70001)["activations"]
+        expected = encode(kernels, "huff", values)
+        results: list[bytes] = []
+        threads = [threading.Thread(target=lambda: results.append(encode(kernels, "huff", values))) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert results == [expected] * 4
+
+
+def as_floats(data: np.ndarray) -> np.ndarray:
+    """The same memory as float32, aligned or not."""
+    return np.ndarray(data.size // 4, np.float32, data.data)
+
+
+def attempt(kernels: Kernels, name: str, encoding: bytes, n: int) -> bytes | None:
+    """What comes of an encoding: the values, or None where it is refused."""
+    try:
+        return canonical(decode(kernels, name, encoding, n))
+    except ValueError:
+        return None
+
+
+class TestHostileBytes:
+    @pytest.mark.parametrize("name", NAMES)
+    def test_every_truncation_is_refused(self, kernels: Kernels, name: str) -> None:
+        values = samples(300)["sparse"]
+        encoding = encode(kernels, name, values)
+        for size in range(len(encoding)):
+            with pytest.raises(ValueError, match=r"."):
+                decode(kernels, name, encoding[:size], 300)
+        with pytest.raises(ValueError, match=r"left over"):
+            decode(kernels, name, encoding + b"\0", 300)
+
+    @pytest.mark.parametrize("name", NAMES)
+    @FUZZ
+    @given(data=st.data())
+    def test_mutations_are_refused_or_decoded_alike(self, name: str, data: st.DataObject) -> None:
+        n = data.draw(st.integers(0, 700))
+        kind = data.draw(st.sampled_from(["activations", "gradients", "sparse", "odd"]))
+        encoding = bytearray(encode(TWIN, name, samples(n)[kind]))
+        for _ in range(data.draw(st.integers(1, 4)) if encoding else 0):
+            at = data.draw(st.integers(0, min(len(encoding) - 1, data.draw(st.sampled_from([40, 5000])))))
+            encoding[at] = data.draw(st.integers(0, 255))
+        cut = bytes(encoding[: data.draw(st.sampled_from([None, None, len(encoding) // 2]))])
+        outcomes = {kernels.isa: attempt(kernels, name, cut, n) for kernels in (TWIN, *NATIVE)}
+        assert len(set(outcomes.values())) == 1, outcomes
+
+    @pytest.mark.parametrize("name", NAMES)
+    @FUZZ
+    @given(data=st.binary(max_size=400), n=st.integers(0, 300))
+    def test_any_bytes_are_refused_or_decoded_alike(self, name: str, data: bytes, n: int) -> None:
+        outcomes = {kernels.isa: attempt(kernels, name, data, n) for kernels in (TWIN, *NATIVE)}
+        assert len(set(outcomes.values())) == 1, outcomes
+
+    @pytest.mark.parametrize("name", NAMES)
+    @FUZZ
+    @given(values=st.lists(st.integers(0, 2**32 - 1), max_size=200))
+    def test_any_values_encode_alike(self, name: str, values: list[int]) -> None:
+        array = np.array(values, np.uint32).view(np.float32)
+        encodings = {encode(kernels, name, array) for kernels in (TWIN, *NATIVE)}
+        assert len(encodings) == 1
