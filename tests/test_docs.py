@@ -170,7 +170,7 @@ class TestTables:
                 self.names.add(option.name)
 
         socket = Recorder()
-        link.configure(socket, 1, 1, 1)  # type: ignore[arg-type]
+        link.configure(socket, 1, (1, 1), 1)  # type: ignore[arg-type]
         listed = {name for row in rows(PROTOCOL, "Socket options", 3) for name in names(row[0])}
         assert listed == socket.names | {"ROUTER_MANDATORY", "IDENTITY"}
 

@@ -111,6 +111,7 @@ def test_schedule_changes_nothing(seed: int):
     [
         ["train.schedule=gpipe"],
         ["codec.activations=lz4", "codec.gradients=lz4", "codec.parts=lz4"],
+        ["codec.activations=huff", "codec.gradients=huff", "codec.parts=huff"],
         ["optimizer.state=average"],
         ["optimizer.name=adam", "optimizer.state=average", "optimizer.lr.initial=0.01"],
         ["optimizer.momentum=0", "optimizer.weight_decay=0"],

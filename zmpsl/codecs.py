@@ -13,6 +13,7 @@ import lz4.block
 import numpy as np
 from numpy.typing import NDArray
 
+from zmpsl.codec_kernels import KERNELS
 from zmpsl.errors import RemoteProtocolError
 
 __all__ = ["CODECS", "NONE", "Codec", "by_name", "by_number"]
@@ -62,8 +63,24 @@ def _unpack_lz4(data: memoryview, destination: Bytes) -> None:
     _unpack_none(memoryview(raw), destination)
 
 
+def _pack_huff(chunk: memoryview) -> bytes | None:
+    kernel = KERNELS.formats["huff"]
+    if len(chunk) % 4 or not len(chunk):  # not float32, nor anything of that size
+        return None
+    packed = np.empty(kernel.bound(len(chunk) // 4), np.uint8)
+    size = kernel.encode_into(chunk, packed)
+    return packed[:size].tobytes() if size < len(chunk) else None
+
+
+def _unpack_huff(data: memoryview, destination: Bytes) -> None:
+    try:
+        KERNELS.formats["huff"].decode_into(data, destination)
+    except ValueError as error:
+        raise RemoteProtocolError(f"a huff chunk of {len(data)} bytes cannot be unpacked: {error}") from error
+
+
 NONE = Codec("none", 0, _pack_none, _unpack_none)
-CODECS = (NONE, Codec("lz4", 1, _pack_lz4, _unpack_lz4))
+CODECS = (NONE, Codec("lz4", 1, _pack_lz4, _unpack_lz4), Codec("huff", 2, _pack_huff, _unpack_huff))
 _NAMES = {codec.name: codec for codec in CODECS}
 
 

@@ -15,7 +15,7 @@ MAX_NODES = 255
 Count = Annotated[int, Meta(ge=1)]
 Seconds = Annotated[float, Meta(gt=0)]
 Share = Annotated[float, Meta(ge=0, le=1)]
-CodecName = Literal["none", "lz4"]
+CodecName = Literal["none", "lz4", "huff"]
 
 
 class Settings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):

@@ -34,7 +34,7 @@ class ControlServer:
 
     def __init__(self, context: zmq.Context[zmq.Socket[bytes]], address: str, advertise: str | None = None) -> None:
         self.socket = context.socket(zmq.ROUTER)
-        configure(self.socket, MAX_CONTROL_MESSAGE, 1000, HEARTBEAT_TIMEOUT_S)
+        configure(self.socket, MAX_CONTROL_MESSAGE, (1000, 1000), HEARTBEAT_TIMEOUT_S)
         self.socket.setsockopt(zmq.ROUTER_MANDATORY, 1)
         bind(self.socket, address)
         self.endpoint = advertised(self.socket, advertise)
@@ -84,7 +84,7 @@ class ControlClient:
     def __init__(self, context: zmq.Context[zmq.Socket[bytes]], endpoint: str) -> None:
         self.endpoint = endpoint
         self.socket = context.socket(zmq.DEALER)
-        configure(self.socket, MAX_CONTROL_MESSAGE, 1000, HEARTBEAT_TIMEOUT_S)
+        configure(self.socket, MAX_CONTROL_MESSAGE, (1000, 1000), HEARTBEAT_TIMEOUT_S)
         self.socket.setsockopt(zmq.IDENTITY, uuid4().bytes)
         self.monitor = self.socket.get_monitor_socket(zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED)
         self.socket.connect(endpoint)

@@ -16,15 +16,15 @@ from zmpsl.codecs import NONE, by_number
 from zmpsl.errors import NetworkError, RemoteProtocolError
 from zmpsl.transport.assembly import Assembly
 from zmpsl.transport.buffers import ALIGNMENT, BufferPool
-from zmpsl.transport.outbox import Message, Outbox
+from zmpsl.transport.outbox import Outbox
 from zmpsl.transport.task import Task
-from zmpsl.transport.wire import HEADER_BYTES, INLINE, MAX_MESSAGE, Header, parse
+from zmpsl.transport.wire import HEADER_BYTES, INLINE, MAX_MESSAGE, Header, Message, parse
 
 __all__ = ["Inbox", "Link", "configure"]
 
-# Messages libzmq may hold per connection and side; each is at most 1 MiB. With fewer, senders of small tensors stop at
-# every few messages; more gain nothing.
-HIGH_WATER_MARK = 16
+# Messages libzmq may hold per connection; each is at most 1 MiB. With fewer, small tensors stop and start all the time;
+# with more, large ones no longer fit the processor's caches.
+HIGH_WATER_MARKS = (16, 8)  # receiving, sending
 # A heartbeat waits behind the chunk that is on the wire, so a link must carry 1 MiB in this time: 0.5 Mbit/s. A role
 # that stops is noticed sooner, by the manager.
 HEARTBEAT_TIMEOUT_S = 20
@@ -38,11 +38,14 @@ FRONT = -HEADER_BYTES % ALIGNMENT
 KEEP_FROM = 8192
 
 
-def configure(socket: zmq.Socket[bytes], max_message: int, high_water_mark: int, heartbeat_timeout_s: int) -> None:
+def configure(
+    socket: zmq.Socket[bytes], max_message: int, high_water_marks: tuple[int, int], heartbeat_timeout_s: int
+) -> None:
     """Sets the options that must be set before bind or connect; docs/protocol.md tells why each."""
     socket.setsockopt(zmq.LINGER, 0)
-    socket.setsockopt(zmq.SNDHWM, high_water_mark)
-    socket.setsockopt(zmq.RCVHWM, high_water_mark)
+    receive, send = high_water_marks
+    socket.setsockopt(zmq.RCVHWM, receive)
+    socket.setsockopt(zmq.SNDHWM, send)
     socket.setsockopt(zmq.MAXMSGSIZE, max_message)
     socket.setsockopt(zmq.HANDSHAKE_IVL, 2000)
     socket.setsockopt(zmq.HEARTBEAT_IVL, 1000)
@@ -99,7 +102,7 @@ class Inbox:
         self, context: zmq.Context[zmq.Socket[bytes]], address: str, max_tensor_bytes: int, advertise: str | None = None
     ) -> None:
         self.socket = context.socket(zmq.PULL)
-        configure(self.socket, MAX_MESSAGE, HIGH_WATER_MARK, HEARTBEAT_TIMEOUT_S)
+        configure(self.socket, MAX_MESSAGE, HIGH_WATER_MARKS, HEARTBEAT_TIMEOUT_S)
         bind(self.socket, address)
         self.endpoint = advertised(self.socket, advertise)
         self.pool = BufferPool()
@@ -202,7 +205,7 @@ class Link:
         self.outbox = outbox
         self.sent_bytes = 0
         self.socket = context.socket(zmq.PUSH)
-        configure(self.socket, MAX_MESSAGE, HIGH_WATER_MARK, HEARTBEAT_TIMEOUT_S)
+        configure(self.socket, MAX_MESSAGE, HIGH_WATER_MARKS, HEARTBEAT_TIMEOUT_S)
         self.monitor = self.socket.get_monitor_socket(zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED)
         self.socket.connect(endpoint)
         self._unsent: Message | None = None

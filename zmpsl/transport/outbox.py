@@ -15,11 +15,9 @@ from collections.abc import Callable, Iterator
 
 from zmpsl.codecs import Codec
 from zmpsl.transport.task import Op, Task
-from zmpsl.transport.wire import messages
+from zmpsl.transport.wire import CHUNK, Message, messages, only_message
 
-__all__ = ["Message", "Outbox"]
-
-Message = tuple[bytes, memoryview | bytes | None]
+__all__ = ["Outbox"]
 
 
 class Outbox:
@@ -105,6 +103,8 @@ class Outbox:
                 self._returning.discard(task.owner)
                 if not credit:  # it rode on another task meanwhile
                     continue
+            if task.nbytes <= CHUNK:
+                return only_message(task, self._codec(task.op), credit, self._sender)
             self._current = messages(task, self._codec(task.op), credit, self._sender)
 
     def _fits(self, task: Task) -> bool:

@@ -29,6 +29,7 @@ and libzmq's allocator keeps its pages (docs/protocol.md tells the measurements)
 
 from __future__ import annotations
 
+import math
 import struct
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -40,7 +41,20 @@ from zmpsl.codecs import CODECS, NONE, Codec
 from zmpsl.errors import LocalProtocolError, RemoteProtocolError
 from zmpsl.transport.task import DTYPES, Op, Task
 
-__all__ = ["CHUNK", "HEADER_BYTES", "INLINE", "MAX_DIMS", "MAX_MESSAGE", "Header", "messages", "parse", "payload_bytes"]
+__all__ = [
+    "CHUNK",
+    "HEADER_BYTES",
+    "INLINE",
+    "MAX_DIMS",
+    "MAX_MESSAGE",
+    "OWNER_SENDER",
+    "Header",
+    "Message",
+    "messages",
+    "only_message",
+    "parse",
+    "payload_bytes",
+]
 
 CHUNK = 1 << 20
 INLINE = 1 << 16
@@ -55,9 +69,13 @@ HEADER_BYTES = _BODY.size + _CRC.size
 # What libzmq may accept in one frame: a chunk and room for a header.
 MAX_MESSAGE = CHUNK + 4096
 
-_NO_DIMS = (0,) * MAX_DIMS
+_NO_DIMS = [0] * MAX_DIMS
 _OPS = {int(op): op for op in Op}
 _DTYPE_CODES = {dtype: code for code, dtype in enumerate(DTYPES, 1)}
+
+
+# Header and chunk; no chunk for a task without a tensor.
+Message = tuple[bytes, memoryview | bytes | None]
 
 
 class Header(NamedTuple):
@@ -99,12 +117,10 @@ def payload_bytes(task: Task) -> memoryview:
         raise LocalProtocolError(f"{task}: tensor with strides {tensor.strides} is not C-contiguous")
     if tensor.dtype not in _DTYPE_CODES or tensor.ndim > MAX_DIMS:
         raise LocalProtocolError(f"{task}: dtype {tensor.dtype} with {tensor.ndim} dimensions cannot travel")
-    return tensor.reshape(-1).view(np.uint8).data
+    return tensor.data.cast("B") if tensor.nbytes else memoryview(b"")
 
 
-def messages(
-    task: Task, codec: Codec, credit: int, sender: int | None = None
-) -> Iterator[tuple[bytes, memoryview | bytes | None]]:
+def messages(task: Task, codec: Codec, credit: int, sender: int | None = None) -> Iterator[Message]:
     """Gives a task's messages one after the other, packed when they are asked for.
 
     Args:
@@ -120,17 +136,25 @@ def messages(
         LocalProtocolError: The tensor cannot travel.
     """
     sender = task.sender if sender is None else sender
-    if task.tensor is None:
-        yield _header(task, sender, 0, 0, (), credit, 0, 0, 0, 0), None
-        return
     data = payload_bytes(task)
-    code, shape, total = _DTYPE_CODES[task.tensor.dtype], task.tensor.shape, len(data)
-    for offset in range(0, max(total, 1), CHUNK):
-        chunk = data[offset : offset + CHUNK]
-        packed = None if codec is NONE else codec.pack(chunk)
-        number, body = (NONE.number, chunk) if packed is None else (codec.number, packed)
-        yield _header(task, sender, number, code, shape, credit, total, offset, len(chunk), len(body)), body
+    for offset in range(0, max(len(data), 1), CHUNK):
+        yield _message(task, codec, credit, sender, data, offset)
         credit = 0
+
+
+def only_message(task: Task, codec: Codec, credit: int, sender: int) -> Message:
+    """Gives the message of a task whose tensor, if any, is one chunk: `messages` without the generator."""
+    return _message(task, codec, credit, sender, payload_bytes(task), 0)
+
+
+def _message(task: Task, codec: Codec, credit: int, sender: int, data: memoryview, offset: int) -> Message:
+    if task.tensor is None:
+        return _header(task, sender, 0, 0, (), credit, 0, 0, 0, 0), None
+    chunk = data[offset : offset + CHUNK]
+    packed = None if codec is NONE else codec.pack(chunk)
+    number, body = (NONE.number, chunk) if packed is None else (codec.number, packed)
+    code, shape = _DTYPE_CODES[task.tensor.dtype], task.tensor.shape
+    return _header(task, sender, number, code, shape, credit, len(data), offset, len(chunk), len(body)), body
 
 
 def _header(
@@ -194,7 +218,7 @@ def parse(data: bytes | memoryview, limit: int) -> Header:
         )
     kind = DTYPES[dtype - 1] if dtype else None
     shape = tuple(dims[:ndim])
-    _check_sizes(kind, shape, any(dims[ndim:]), total, offset, raw, size, codec, limit)
+    _check_sizes(kind, shape, dims[ndim:] != _NO_DIMS[ndim:], total, offset, raw, size, codec, limit)
     task = Task(_OPS[op], plan, owner, round_, epoch, batch, micro, micros, count, sender)
     return Header(task, codec, kind, shape, credit, total, offset, raw, size)
 
@@ -204,13 +228,11 @@ def _check_sizes(
     total: int, offset: int, raw: int, size: int, codec: int, limit: int,
 ) -> None:  # fmt: skip
     expected = kind.itemsize if kind is not None else 0
-    room = expected
     for dim in shape:  # Python integers cannot overflow
         expected *= dim
-        room *= max(dim, 1)
     if stray_dims or (kind is None and shape) or total != expected:
         raise RemoteProtocolError(f"tensor of shape {shape} dtype {kind} has {expected} bytes, header says {total}")
-    if room >> 62:
+    if not total and math.prod(dim or 1 for dim in shape) >> 59:
         raise RemoteProtocolError(f"an empty tensor of shape {shape}: no array has such dimensions")
     if total > limit:
         raise RemoteProtocolError(f"tensor of {total} bytes is over the limit of {limit} (network.max_tensor_bytes)")
