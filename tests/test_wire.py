@@ -202,7 +202,7 @@ class TestLayout:
         names = ["FORWARD", "BACKWARD", "EVALUATE", "CLOSE", "PART", "GLOBAL", "CREDIT"]
         assert {op.name: int(op) for op in Op} == {name: number for number, name in enumerate(names, 1)}
         assert [dtype.str for dtype in DTYPES] == ["<f4", "<f8", "<f2", "|u1", "|i1", "<i2", "<i4", "<i8", "|b1"]
-        assert [(codec.name, codec.number) for codec in CODECS] == [("none", 0), ("lz4", 1)]
+        assert [(codec.name, codec.number) for codec in CODECS] == [("none", 0), ("lz4", 1), ("huff", 2)]
 
 
 class TestHostileHeaders:
@@ -264,7 +264,7 @@ class TestHostileHeaders:
         [
             (header_of(), 52, "QQII", (30, 1, 29, 29)),  # a chunk that begins in the middle
             (header_of((CHUNK // 2,)), 60, "QII", (CHUNK, 0, 0)),  # a chunk behind the end
-            (sealed(header_of(), 4, "B", 2), 72, "I", (5,)),  # a codec that is not there
+            (sealed(header_of(), 4, "B", len(CODECS)), 72, "I", (5,)),  # a codec that is not there
             (sealed(header_of(), 5, "B", 0), 52, "QQII", (0, 0, 0, 0)),  # dimensions of no tensor
         ],
         ids=["middle", "end", "codec", "dimensions"],
