@@ -159,28 +159,8 @@ def round_cost(folder: Path, rounds: int) -> dict[str, Any]:
     }
 
 
-@click.command()
-@click.option("--repeats", default=5, show_default=True, help="Measured epochs, and turns against the peer.")
-@click.option("--depth", default=6, show_default=True, help="Heavy blocks of the net.")
-@click.option(
-    "--json", "json_path", type=click.Path(path_type=Path), default=None, help="Also write the figures to this file."
-)
-def main(repeats: int, depth: int, json_path: Path | None) -> None:
-    """Measures and prints three tables."""
-    os.environ["PYTHONPATH"] = os.pathsep.join([str(HERE), os.environ.get("PYTHONPATH", "")])
-    sys.path.insert(0, str(HERE))
-    began = time.time()
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        fills = [
-            fill(folder, repeats, "owners fill the chain", 1, 4, 1, depth),
-            fill(folder, repeats, "one owner, micro-batches", 1, 1, 8, depth),
-            fill(folder, repeats, "owners, two hops", 2, 6, 1, depth),
-            fill(folder, repeats, "one owner, two hops", 2, 1, 8, depth),
-        ]
-        peers = [peer(folder, repeats, hops, micro, depth) for hops, micro in ((1, 4), (2, 4), (2, 8))]
-        cost = round_cost(folder, 200)
-    print(machine("python bench/pipeline.py " + " ".join(sys.argv[1:])))
+def show(fills: list[dict[str, Any]], peers: list[dict[str, Any]], cost: dict[str, Any]) -> None:
+    """Prints the three tables."""
     print(
         table(
             ["case", "hops", "owners", "micro-batches", "epoch s", "busiest node s", "wall / busiest (min-max)"],
@@ -226,6 +206,31 @@ def main(repeats: int, depth: int, json_path: Path | None) -> None:
             ],
         )
     )
+
+
+@click.command()
+@click.option("--repeats", default=5, show_default=True, help="Measured epochs, and turns against the peer.")
+@click.option("--depth", default=6, show_default=True, help="Heavy blocks of the net.")
+@click.option(
+    "--json", "json_path", type=click.Path(path_type=Path), default=None, help="Also write the figures to this file."
+)
+def main(repeats: int, depth: int, json_path: Path | None) -> None:
+    """Measures and prints three tables."""
+    os.environ["PYTHONPATH"] = os.pathsep.join([str(HERE), os.environ.get("PYTHONPATH", "")])
+    sys.path.insert(0, str(HERE))
+    began = time.time()
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        fills = [
+            fill(folder, repeats, "owners fill the chain", 1, 4, 1, depth),
+            fill(folder, repeats, "one owner, micro-batches", 1, 1, 8, depth),
+            fill(folder, repeats, "owners, two hops", 2, 6, 1, depth),
+            fill(folder, repeats, "one owner, two hops", 2, 1, 8, depth),
+        ]
+        peers = [peer(folder, repeats, hops, micro, depth) for hops, micro in ((1, 4), (2, 4), (2, 8))]
+        cost = round_cost(folder, 200)
+    print(machine("python bench/pipeline.py " + " ".join(sys.argv[1:])))
+    show(fills, peers, cost)
     print(f"took {time.time() - began:.0f} s")
     if json_path is not None:
         json_path.write_bytes(msgspec.json.format(msgspec.json.encode({"fill": fills, "peer": peers, "round": cost})))

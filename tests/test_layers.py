@@ -27,7 +27,7 @@ LAYERS = [
     ["zmpsl.transport.link", "zmpsl.transport.control"],
     ["zmpsl.data", "zmpsl.engine", "zmpsl.observe", "zmpsl.checkpoint", "zmpsl.planner"],
     ["zmpsl.roles"],
-    ["zmpsl.station"],
+    ["zmpsl.station", "zmpsl.life"],
     ["zmpsl.loop", "zmpsl.manager_loop", "zmpsl.submit"],
     ["zmpsl.launch"],
     ["zmpsl.cli"],

@@ -24,7 +24,8 @@ from helpers import TINY, ThreadedRun, cli, job, wait_for
 import zmpsl
 from zmpsl.checkpoint import read_record
 from zmpsl.errors import LocalProtocolError, NetworkError, PeerLostError
-from zmpsl.loop import Node, State
+from zmpsl.life import State
+from zmpsl.loop import Node
 from zmpsl.manager_loop import ManagerNode
 from zmpsl.roles.aggregator import Aggregator
 from zmpsl.roles.compute import ComputeNode

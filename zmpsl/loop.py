@@ -10,16 +10,15 @@ from __future__ import annotations
 import heapq
 import logging
 import random
-import threading
 import time
 from collections.abc import Callable, Iterator
-from enum import Enum
 from itertools import count
 
 import zmq
 
-from zmpsl.errors import LocalProtocolError, NetworkError, PeerLostError, RemoteProtocolError, ZmpslError, error_for
+from zmpsl.errors import NetworkError, PeerLostError, RemoteProtocolError, ZmpslError, error_for
 from zmpsl.job.schema import Network
+from zmpsl.life import Life, State
 from zmpsl.messages import Leave
 from zmpsl.roles.actions import Action, Connect, Say, Send, Stop
 from zmpsl.roles.member import Member
@@ -28,7 +27,7 @@ from zmpsl.transport.address import check_address
 from zmpsl.transport.control import ControlClient
 from zmpsl.transport.link import Inbox, Link
 
-__all__ = ["Node", "State", "complain"]
+__all__ = ["Node", "complain"]
 
 log = logging.getLogger("zmpsl")
 
@@ -42,16 +41,7 @@ def complain(count: int, error: Exception) -> None:
         log.warning("%s (%d so far)", error, count)
 
 
-class State(Enum):
-    """Life of a node object."""
-
-    NEW = "new"
-    RUNNING = "running"
-    DRAINING = "draining"
-    CLOSED = "closed"
-
-
-class Node:
+class Node(Life):
     """A member in its own loop: compute node, data owner or aggregator, on real sockets.
 
     Use `run` to work in this thread until the run is over, or `start` ... `close` (also as a context manager) to work
@@ -76,9 +66,8 @@ class Node:
     ) -> None:  # fmt: skip
         check_address(manager, unprotected)
         check_address(bind, unprotected, bind=True)
+        super().__init__()
         self.member = member
-        self.state = State.NEW
-        self.error: BaseException | None = None
         self._network = Network()
         self._reach_s = reach_s
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
@@ -102,8 +91,6 @@ class Node:
         self._checked_at = 0.0
         self._away_since = time.monotonic()
         self._met = False  # whether the manager was ever there
-        self._asked_to_stop = threading.Event()
-        self._thread: threading.Thread | None = None
         member.traffic = self._traffic  # type: ignore[method-assign]
 
     # -- life ---------------------------------------------------------------------------------------------------------
@@ -142,53 +129,8 @@ class Node:
         if self._stop.exit_code not in (0, 130):
             raise error_for(self._stop.exit_code, self._stop.text)
 
-    def start(self) -> Node:
-        """Works in a thread of its own."""
-        if self.state is State.CLOSED:
-            raise LocalProtocolError("this node is closed; make a new one")
-        if self.state is not State.NEW:
-            return self
-        self.state = State.RUNNING
-        self._thread = threading.Thread(
-            target=self._run_quietly, name=f"zmpsl {self.member.role} {self.member.place}".strip(), daemon=True
-        )
-        self._thread.start()
-        return self
-
-    def drain(self, timeout_s: float | None = None) -> bool:
-        """Waits until the run is over; False when it is not within the time."""
-        if self._thread is not None:
-            self._thread.join(timeout_s)
-            return not self._thread.is_alive()
-        return self.state is State.CLOSED
-
-    def ask_to_stop(self) -> None:
-        """Asks the loop to end, and returns at once; may be called from anywhere, a signal handler too."""
-        self._asked_to_stop.set()
-
-    def stop(self, timeout_s: float = 5.0) -> bool:
-        """Asks the loop to end, tells the manager, and waits; False when it is not done within the time."""
-        self.ask_to_stop()
-        return self.drain(timeout_s)
-
-    def close(self) -> None:
-        """Stops if need be and frees everything; a second call does nothing."""
-        if self._thread is not None:
-            self.stop()
-        elif self.state is State.NEW:
-            self._close()
-
-    def __enter__(self) -> Node:
-        return self.start() if self.state is State.NEW else self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-    def _run_quietly(self) -> None:
-        try:
-            self.run()
-        except Exception as error:
-            self.error = error
+    def _thread_name(self) -> str:
+        return f"zmpsl {self.member.role} {self.member.place}".strip()
 
     # -- one turn of the loop -----------------------------------------------------------------------------------------
 

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import threading
 import time
 from collections.abc import Iterator
 
 import zmq
 
-from zmpsl.errors import LocalProtocolError, NetworkError, RemoteProtocolError, ZmpslError, error_for
-from zmpsl.loop import State, complain
+from zmpsl.errors import NetworkError, RemoteProtocolError, ZmpslError, error_for
+from zmpsl.life import Life, State
+from zmpsl.loop import complain
 from zmpsl.roles.actions import Action, Tell
 from zmpsl.roles.manager import Manager
 from zmpsl.transport.address import check_address
@@ -21,7 +21,7 @@ __all__ = ["ManagerNode"]
 FAREWELL_S = 3.0
 
 
-class ManagerNode:
+class ManagerNode(Life):
     """The manager in its own loop, on a real socket. Use like `zmpsl.loop.Node`.
 
     Args:
@@ -44,9 +44,8 @@ class ManagerNode:
         unprotected: bool = False,
     ) -> None:
         check_address(bind, unprotected, bind=True)
+        super().__init__()
         self.manager = manager
-        self.state = State.NEW
-        self.error: BaseException | None = None
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         try:
             self._server = ControlServer(self._context, bind, advertise)
@@ -56,8 +55,9 @@ class ManagerNode:
         self.endpoint = self._server.endpoint
         self._poller = zmq.Poller()
         self._poller.register(self._server.socket, zmq.POLLIN)
-        self._asked_to_stop = threading.Event()
-        self._thread: threading.Thread | None = None
+
+    # Members need some time to say that they leave.
+    STOP_S = 10.0
 
     @property
     def rejected(self) -> int:
@@ -91,51 +91,8 @@ class ManagerNode:
         if self.manager.exit.exit_code not in (0, 130):
             raise error_for(self.manager.exit.exit_code, self.manager.exit.text)
 
-    def start(self) -> ManagerNode:
-        """Works in a thread of its own."""
-        if self.state is State.CLOSED:
-            raise LocalProtocolError("this manager is closed; make a new one")
-        if self.state is not State.NEW:
-            return self
-        self.state = State.RUNNING
-        self._thread = threading.Thread(target=self._run_quietly, name="zmpsl manager", daemon=True)
-        self._thread.start()
-        return self
-
-    def drain(self, timeout_s: float | None = None) -> bool:
-        """Waits until the run is over; False when it is not within the time."""
-        if self._thread is not None:
-            self._thread.join(timeout_s)
-            return not self._thread.is_alive()
-        return self.state is State.CLOSED
-
-    def ask_to_stop(self) -> None:
-        """Asks the loop to end, and returns at once; may be called from anywhere, a signal handler too."""
-        self._asked_to_stop.set()
-
-    def stop(self, timeout_s: float = 10.0) -> bool:
-        """Ends the run for everybody and waits; False when it is not done within the time."""
-        self.ask_to_stop()
-        return self.drain(timeout_s)
-
-    def close(self) -> None:
-        """Stops if need be and frees everything; a second call does nothing."""
-        if self._thread is not None:
-            self.stop()
-        elif self.state is State.NEW:
-            self._close()
-
-    def __enter__(self) -> ManagerNode:
-        return self.start() if self.state is State.NEW else self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-    def _run_quietly(self) -> None:
-        try:
-            self.run()
-        except Exception as error:
-            self.error = error
+    def _thread_name(self) -> str:
+        return "zmpsl manager"
 
     def _turn(self) -> None:
         self._poller.poll(100)
