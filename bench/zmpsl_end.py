@@ -109,9 +109,9 @@ class Zmpsl:
             header, task = received
             if header.credit:
                 self._outbox.grant(header.task.owner, header.credit)
+                self._link.flush()
             if task is not None:
                 yield task
-            self._link.flush()
         self._link.flush()
 
     def _flushed(self) -> None:
