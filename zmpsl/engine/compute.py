@@ -9,7 +9,7 @@ from torch import Tensor
 from zmpsl.engine.replica import Part, Replica, aligned
 from zmpsl.errors import RemoteProtocolError
 from zmpsl.plan import Plan
-from zmpsl.state import Average, Flat, digest
+from zmpsl.state import Average, digest
 from zmpsl.transport.task import Op, Task
 
 __all__ = ["ComputeEngine", "to_array", "to_tensor"]
@@ -73,12 +73,9 @@ class ComputeEngine:
         gradient = replica.backward(to_tensor(task), (task.round, task.epoch, task.batch, task.micro))
         return task.reply(Op.BACKWARD, None if gradient is None else to_array(gradient))
 
-    def update(self, task: Task) -> bool:
-        """Steps the optimiser if this was the batch's last micro-batch; tells whether it did."""
-        last = task.micro + 1 == task.micros
-        if last:
-            self._replicas[task.owner].update()
-        return last
+    def update(self, owner: int) -> None:
+        """Steps the optimiser of an owner's replica; after the batch's last micro-batch."""
+        self._replicas[owner].update()
 
     def evaluate(self, task: Task) -> Task:
         """Runs a batch through the base weights, touching no training state."""
@@ -105,10 +102,6 @@ class ComputeEngine:
         """Makes the average the new base; gives its digest."""
         self.average.write_to(self.base.flat)
         return digest(self.base.flat)
-
-    def load(self, flat: Flat) -> None:
-        """Replaces the base weights, for instance by those of a checkpoint."""
-        self.base.flat[:] = flat
 
     def _replica(self, task: Task) -> Replica:
         replica = self._replicas.get(task.owner)

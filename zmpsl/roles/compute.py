@@ -67,7 +67,7 @@ class ComputeNode(Member):
                 # The gradient has left; the node upstream works while we update.
                 if task.micro + 1 == task.micros:
                     with self.meter.measure("U", task):
-                        self.engine.update(task)
+                        self.engine.update(task.owner)
             case Op.EVALUATE:
                 with self.meter.measure("E", task):
                     output = self.engine.evaluate(task)
