@@ -1,7 +1,8 @@
 """Tells glibc to keep memory that was freed, for processes that receive tensors all day.
 
 libzmq allocates every message it receives. Left alone, glibc gives each freed 1 MiB back to the system and gets fresh
-pages for the next one: dozens of page faults per message. Only a process of our own may be tuned like this, so roles embedded in another program do not call it.
+pages for the next one: dozens of page faults per message. Only a process of our own may be
+tuned like this, so roles embedded in another program do not call it.
 """
 
 from __future__ import annotations
