@@ -332,6 +332,13 @@ def good_jobs(draw: st.DrawFn) -> dict[str, Any]:
 
 
 class TestProperties:
+    @pytest.mark.parametrize("mark", ["\x85", "\u2028", "\u2029"])
+    def test_line_breaks_of_unicode_survive(self, mark: str) -> None:
+        # Written as they are, they came back as spaces.
+        job = parse_job(f'data: {{dir: "a\\u{ord(mark):04x}b"}}', "job.yaml")
+        assert job.data.dir == f"a{mark}b"
+        assert parse_job(dump_job(job), "dump") == job
+
     @SOME
     @given(good_jobs())
     def test_every_valid_job_survives_yaml_json_and_msgpack(self, tree: dict[str, Any]) -> None:

@@ -35,6 +35,14 @@ class _Dumper(yaml.SafeDumper):
     """SafeDumper that quotes what _Loader would take for a number."""
 
 
+def _text(dumper: yaml.SafeDumper, value: str) -> yaml.Node:
+    # PyYAML writes these line breaks of Unicode as they are, and reads them back as spaces; only "..." escapes them.
+    style = '"' if any(mark in value for mark in "\x85\u2028\u2029") else None
+    return dumper.represent_scalar("tag:yaml.org,2002:str", value, style=style)
+
+
+_Dumper.add_representer(str, _text)
+
 # YAML 1.1 takes 1e-4, without a dot, for a text; everybody means a number.
 for _kind in (_Loader, _Dumper):
     _kind.add_implicit_resolver(
