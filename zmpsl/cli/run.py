@@ -1,0 +1,87 @@
+"""`zmpsl run` and `zmpsl submit`: a whole run on this machine, or a job for a waiting manager."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from zmpsl.cli.options import (
+    EXIT_CODES,
+    PATH,
+    errors,
+    job_options,
+    read_job,
+    runs_option,
+)
+
+if TYPE_CHECKING:
+    from zmpsl.job import Job
+
+
+@click.command(epilog=EXIT_CODES)
+@job_options
+@runs_option
+@click.option(
+    "--name", default=None, help="Name of the run and its folder; made from the job's name and the time if not given."
+)
+@click.option(
+    "--resume", type=PATH, default=None, metavar="RUN_DIR", help="Go on with a run after its last committed round."
+)
+@click.option("--print-config", is_flag=True, help="Print the full job with all defaults and do nothing else.")
+@click.option("--plain", is_flag=True, help="Plain lines instead of the live view.")
+def run(
+    job: Path | None,
+    overrides: tuple[str, ...],
+    runs: Path,
+    name: str | None,
+    resume: Path | None,
+    print_config: bool,
+    plain: bool,
+) -> None:
+    """Train JOB (a YAML file; the built-in digits job if not given) with all roles on this machine."""
+    from zmpsl.errors import JobError
+    from zmpsl.job.load import dump_job
+
+    with errors():
+        if resume is not None:
+            if name is not None or job is not None:
+                raise JobError("--resume takes job and name from the run's folder; change single keys with --set")
+            job, runs, name = resume / "job.yaml", resume.resolve().parent, resume.resolve().name
+        settings = read_job(job, overrides)
+        if print_config:
+            click.echo(dump_job(settings), nl=False)
+            return
+        sys.exit(_run_locally(settings, runs, name, resume is not None, plain))
+
+
+def _run_locally(settings: Job, runs: Path, name: str | None, resume: bool, plain: bool) -> int:
+    from zmpsl.errors import ZmpslError
+    from zmpsl.launch.local import run as run_job
+    from zmpsl.observe.progress import Progress
+
+    with Progress(sys.stdout, False if plain else None) as progress:
+        result = run_job(settings, runs, name, resume=resume, on_event=progress.handle)
+    try:
+        from zmpsl.observe.report import write_report
+
+        click.echo(f"report: {write_report(result.folder)}")
+    except ZmpslError as error:
+        click.echo(f"no report: {error}", err=True)
+    click.echo(f"run folder: {result.folder}")
+    return result.exit_code
+
+
+@click.command(epilog=EXIT_CODES)
+@job_options
+@click.option("--manager", required=True, metavar="ADDRESS", help="The manager's address.")
+@click.option("--watch", is_flag=True, help="Stay and tell of each round until the run is over.")
+@click.option("--unprotected", is_flag=True, help="Allow addresses other than loopback.")
+def submit(job: Path | None, overrides: tuple[str, ...], manager: str, watch: bool, unprotected: bool) -> None:
+    """Hand JOB in to a waiting manager."""
+    from zmpsl.submit import submit as hand_in
+
+    with errors():
+        hand_in(read_job(job, overrides), manager, watch=watch, unprotected=unprotected, tell=click.echo)
