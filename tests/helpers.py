@@ -133,3 +133,11 @@ def wait_for(what: Callable[[], object], timeout_s: float = 60.0) -> None:
     while not what():
         assert time.monotonic() < deadline, f"waited {timeout_s} s in vain"
         time.sleep(0)  # give way; the machine may have one core for all of us
+
+
+def victim_of(launcher: int, folder: Path, place: str) -> psutil.Process:
+    """The process of a place, known by its log file."""
+    for child in psutil.Process(launcher).children(recursive=True):
+        if any(file.path == str(folder / "logs" / f"{place}.log") for file in child.open_files()):
+            return child
+    raise AssertionError(f"no process of {place}")

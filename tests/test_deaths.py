@@ -8,21 +8,13 @@ from pathlib import Path
 
 import psutil
 import pytest
-from helpers import TINY, cli, differing, job, wait_for
+from helpers import TINY, cli, differing, job, victim_of, wait_for
 
 from zmpsl.checkpoint import load_state_dict, read_record
 from zmpsl.launch.local import run
 
-OVERRIDES = [*TINY, "owners=2", "train.rounds=100000", "evaluate.every=0"]
+OVERRIDES = [*TINY, "owners=2", "train.rounds=100000", "evaluate.every=0", "recover.wait_s=0"]
 LIMIT_S = 15.0
-
-
-def victim_of(launcher: int, folder: Path, place: str) -> psutil.Process:
-    """The process of a place, known by its log file."""
-    for child in psutil.Process(launcher).children(recursive=True):
-        if any(file.path == str(folder / "logs" / f"{place}.log") for file in child.open_files()):
-            return child
-    raise AssertionError(f"no process of {place}")
 
 
 @pytest.mark.parametrize(

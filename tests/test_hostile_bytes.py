@@ -314,10 +314,10 @@ GARBAGE = {
 
 STRANGE: list[Message] = [
     control.Ready(plan=1, samples=1, batches=1),
-    control.Prepared(round=0, digests={"aggregator": "0", "node-0": "0"}, stats=Stats()),
-    control.Trained(round=0, batches=1, loss_sum=0.0, samples=1, stats=Stats()),
-    control.Evaluated(round=0, correct=1, total=1, samples=1, loss_sum=0.0),
-    control.Progress(round=0),
+    control.Prepared(plan=1, round=0, digests={"aggregator": "0", "node-0": "0"}, stats=Stats()),
+    control.Trained(plan=1, round=0, batches=1, loss_sum=0.0, samples=1, stats=Stats()),
+    control.Evaluated(plan=1, round=0, correct=1, total=1, samples=1, loss_sum=0.0),
+    control.Progress(plan=1, round=0),
     control.Described(blocks=()),
     control.Trouble(exit_code=7, text="the end is near"),
 ]

@@ -174,7 +174,7 @@ def test_late_role_is_refused():
     with ThreadedRun(job(*SMALL, "train.rounds=100000", "evaluate.every=0")) as run:
         wait_for(lambda: run.manager.manager.phase is Phase.TRAINING, 20)
         late = Node(ComputeNode(), run.manager.endpoint).start()
-        assert refused(late) == "the run is training; all its places are taken"
+        assert refused(late) == "all places for role 'compute' are taken: node-0, node-1"
         assert not run.manager.drain(0)
 
 

@@ -20,7 +20,7 @@ from zmpsl.errors import NetworkError, PeerLostError, RemoteProtocolError, Zmpsl
 from zmpsl.job.schema import Network
 from zmpsl.life import Life, State
 from zmpsl.messages import Leave
-from zmpsl.roles.actions import Action, Connect, Say, Send, Stop
+from zmpsl.roles.actions import Action, Connect, Disconnect, Say, Send, Stop
 from zmpsl.roles.member import Member
 from zmpsl.station import Station
 from zmpsl.transport.address import check_address
@@ -70,6 +70,7 @@ class Node(Life):
         self.member = member
         self._network = Network()
         self._reach_s = reach_s
+        self._patience_s = self._network.lost_after_s
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         try:
             self._inbox = Inbox(self._context, bind, self._network.max_tensor_bytes, advertise)
@@ -117,9 +118,7 @@ class Node(Life):
             while self._stop is None:
                 self._turn()
                 if self._asked_to_stop.is_set():
-                    text = f"{self.member.place or self.member.role} was asked to stop"
-                    self._perform(self.member.trouble(PeerLostError(text), PeerLostError.exit_code))
-                    self._stop = Stop(130, text)
+                    self._stop = Stop(130, f"{self.member.place or self.member.role} was asked to stop")
             self.state = State.DRAINING
             self._drain(1.0)
         finally:
@@ -144,8 +143,8 @@ class Node(Life):
             timeout_s = min(timeout_s, max(0.0, self._delayed[0][0] - time.monotonic()))
         ready = dict(self._poller.poll(int(timeout_s * 1000)))
         now = time.monotonic()
-        if self._control.socket in ready:
-            self._read_control()
+        if self._control.socket in ready and self._read_control():
+            work = None  # it was of a plan that is void now
         if self._inbox.socket in ready:
             self._read_inbox()
         for name in list(self._blocked):
@@ -157,7 +156,9 @@ class Node(Life):
             self._checked_at = now
             self._check(now)
 
-    def _read_control(self) -> None:
+    def _read_control(self) -> bool:
+        """Hears the manager; True when the plan became void."""
+        plan = self.member.plan
         while True:
             try:
                 message = self._control.receive()
@@ -165,7 +166,7 @@ class Node(Life):
                 complain(self.rejected, error)
                 continue
             if message is None or self._stop is not None:
-                return
+                return plan is not None and plan is not self.member.plan
             self._perform(self._guard(lambda m=message: self.member.hear(m)))  # type: ignore[misc]
 
     def _read_inbox(self) -> None:
@@ -183,19 +184,19 @@ class Node(Life):
 
     def _check(self, now: float) -> None:
         """Looks after connections and deadlines, four times a second."""
-        self._control.watch()
+        if self._control.watch() and self._met:
+            self._perform(self.member.rejoin())
         if self._control.connected:
             self._away_since, self._met = now, True
-        limit = self._network.lost_after_s if self._met else self._reach_s
-        if now - self._away_since > limit:
+        if now - self._away_since > (self._patience_s if self._met else self._reach_s):
             self._fail(
                 PeerLostError(
                     f"the manager at {self._control.endpoint} has been out of reach for {now - self._away_since:.1f} s"
                 )
             )
         for link in self._links.values():
-            if link.broken() and self._troubled_at is None and self._stop is None:
-                self._trouble(PeerLostError(f"{self.member.place} lost its connection to {link.name}"))
+            if link.broken():
+                self._perform(self.member.broken(link.name))
         if self._troubled_at is not None and now - self._troubled_at > self._network.lost_after_s:
             # The manager should have ended the run by now; do not wait for ever.
             self._fail(self.error or PeerLostError("the manager did not answer"))
@@ -233,18 +234,35 @@ class Node(Life):
                 self._control.send(action.message)
             case Connect():
                 self._connect(action)
+            case Disconnect():
+                self._disconnect()
             case Stop():
                 self._stop = action
 
     def _connect(self, action: Connect) -> None:
         job = action.plan.job
         self._network = job.network
+        # A run that may lose roles may lose its manager too.
+        self._patience_s = job.recover.manager_wait_s if job.recover.wait_s else job.network.lost_after_s
         self._inbox.limit = job.network.max_tensor_bytes
         self._station.connect(action)
         # Not before: a peer that has its plan already may send before ours is here, and that must wait, not be lost.
         self._poller.register(self._inbox.socket, zmq.POLLIN)
         for name, endpoint in action.peers.items():
             self._links[name] = Link(self._context, name, endpoint, self._station.outboxes[name])
+
+    def _disconnect(self) -> None:
+        self._poller.unregister(self._inbox.socket)
+        for name in self._blocked:
+            self._poller.unregister(self._links[name].socket)
+        for link in self._links.values():
+            link.close()
+        self._blocked.clear()
+        self._links.clear()
+        self._delayed.clear()
+        self._due.clear()
+        self._station.disconnect()
+        self._inbox.forget()
 
     def _flush(self, name: str) -> None:
         link = self._links[name]

@@ -18,6 +18,14 @@ A member joins, is welcomed to a place, gets the plan, builds its part, says rea
                     <------------   Evaluate (round g)
     Evaluated       ------------>
                     <------------   Finish
+
+When a role is lost, or a link between two lost messages, the plan is void and the round is begun again:
+
+    Broken (a link)  ----------->
+                    <------------   Pause               (drop the work of that plan)
+    Paused          ------------>
+    Join (again)    ------------>                       (whoever was lost)
+                    <------------   Publish             (the next plan, from the last committed round)
 """
 
 from __future__ import annotations
@@ -33,6 +41,7 @@ from zmpsl.plan import Block, Plan
 
 __all__ = [
     "Begin",
+    "Broken",
     "Committed",
     "Describe",
     "Described",
@@ -42,6 +51,8 @@ __all__ = [
     "FromManager",
     "Join",
     "Leave",
+    "Pause",
+    "Paused",
     "Ping",
     "Prepared",
     "Progress",
@@ -83,7 +94,10 @@ class Stats(Struct, frozen=True, kw_only=True):
 
 
 class Join(Message, frozen=True, kw_only=True, tag=True):
-    """A role asks for a place. `place` is empty for any free one; observers only watch."""
+    """A role asks for a place. `place` is empty for any free one; observers only watch.
+
+    Said again when the connection to the manager was lost; `plan` is then the version of the plan it works on.
+    """
 
     role: Name
     place: Name = ""
@@ -92,6 +106,7 @@ class Join(Message, frozen=True, kw_only=True, tag=True):
     version: Name = ""
     host: Annotated[str, Meta(max_length=256)] = ""
     pid: int = 0
+    plan: int = 0
 
 
 class Submit(Message, frozen=True, kw_only=True, tag=True):
@@ -117,6 +132,7 @@ class Ready(Message, frozen=True, kw_only=True, tag=True):
 class Progress(Message, frozen=True, kw_only=True, tag=True):
     """What a role did in the round so far; said now and then."""
 
+    plan: int
     round: int
     batches: int = 0
     loss_sum: float = 0.0
@@ -127,6 +143,7 @@ class Progress(Message, frozen=True, kw_only=True, tag=True):
 class Trained(Message, frozen=True, kw_only=True, tag=True):
     """A data owner has finished its local epochs of a round and handed in its parts."""
 
+    plan: int
     round: int
     batches: int
     loss_sum: float
@@ -137,6 +154,7 @@ class Trained(Message, frozen=True, kw_only=True, tag=True):
 class Prepared(Message, frozen=True, kw_only=True, tag=True):
     """A compute node or the aggregator holds, and has stored, the averaged weights of a round."""
 
+    plan: int
     round: int
     digests: dict[Name, Name]
     stats: Stats
@@ -145,11 +163,25 @@ class Prepared(Message, frozen=True, kw_only=True, tag=True):
 class Evaluated(Message, frozen=True, kw_only=True, tag=True):
     """A data owner has evaluated the global model on its held-out samples."""
 
+    plan: int
     round: int
     correct: int
     total: int
     samples: int
     loss_sum: float
+
+
+class Broken(Message, frozen=True, kw_only=True, tag=True):
+    """The connection to a peer of the plan broke; what was under way on it may be lost."""
+
+    plan: int
+    peer: Name
+
+
+class Paused(Message, frozen=True, kw_only=True, tag=True):
+    """The role has dropped all work of that plan and touches nothing before the next one."""
+
+    plan: int
 
 
 class Trouble(Message, frozen=True, kw_only=True, tag=True):
@@ -189,6 +221,12 @@ class Publish(Message, frozen=True, kw_only=True, tag=True):
     plan: Plan
 
 
+class Pause(Message, frozen=True, kw_only=True, tag=True):
+    """The plan of that version is void: drop its work, close its links, wait for the next."""
+
+    plan: int
+
+
 class Begin(Message, frozen=True, kw_only=True, tag=True):
     """Train this round."""
 
@@ -219,8 +257,10 @@ class Ping(Message, frozen=True, kw_only=True, tag=True):
     """Says nothing; sending it shows whether the way is open."""
 
 
-ToManager = Join | Submit | Described | Ready | Progress | Trained | Prepared | Evaluated | Trouble | Leave
-FromManager = Refused | Welcome | Describe | Publish | Begin | Committed | Evaluate | Finish | Ping
+ToManager = (
+    Join | Submit | Described | Ready | Progress | Trained | Prepared | Evaluated | Broken | Paused | Trouble | Leave
+)
+FromManager = Refused | Welcome | Describe | Publish | Pause | Begin | Committed | Evaluate | Finish | Ping
 
 _ENCODER = msgspec.msgpack.Encoder()
 _TO_MANAGER = msgspec.msgpack.Decoder(ToManager)

@@ -88,7 +88,7 @@ class Plan(Struct, frozen=True, kw_only=True):
         bounds: Block indices, P + 1 of them, from 0 to the number of blocks.
         aggregator: Where the owners' parts are averaged.
         nodes: The chain, in hop order.
-        owners: The data owners, by index.
+        owners: The data owners, by index; one that is left out has no endpoint.
         start_round: First round to train; above 0 when a run is resumed.
         digests: Digest of every part's state at `start_round`, empty for a fresh start.
     """
@@ -108,6 +108,15 @@ class Plan(Struct, frozen=True, kw_only=True):
     def parts(self) -> int:
         """Number of parts P."""
         return len(self.bounds) - 1
+
+    @property
+    def active(self) -> tuple[int, ...]:
+        """Indices of the data owners that take part."""
+        return tuple(index for index, peer in enumerate(self.owners) if peer.endpoint)
+
+    def takes_part(self, owner: int) -> bool:
+        """Tells whether there is an owner of that index and it takes part."""
+        return owner < len(self.owners) and bool(self.owners[owner].endpoint)
 
     def blocks_of(self, part: int) -> range:
         """Gives the block indices of a part."""

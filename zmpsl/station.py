@@ -52,6 +52,11 @@ class Station:
         self._waiting: list[tuple[int, int, Task]] = []
         self._order = count()
 
+    def disconnect(self) -> None:
+        """Forgets peers and all that waits; what is under way on the links is lost."""
+        self.outboxes.clear()
+        self._waiting.clear()
+
     def connect(self, action: Connect) -> None:
         """Makes an outbox for every peer of the plan."""
         job = action.plan.job
@@ -116,7 +121,7 @@ class Station:
     def _grant(self, header: Header) -> str:
         task, plan = header.task, self.member.plan
         name = _sender(task)
-        if name not in self.outboxes or plan is None or task.plan != plan.version or task.owner >= len(plan.owners):
+        if name not in self.outboxes or plan is None or task.plan != plan.version or not plan.takes_part(task.owner):
             raise RemoteProtocolError(f"{task}: credit from somebody who is no neighbour")
         self.outboxes[name].grant(task.owner, header.credit)
         return name

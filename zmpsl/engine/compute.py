@@ -43,6 +43,7 @@ class ComputeEngine:
     def __init__(self, plan: Plan, part: int) -> None:
         self.plan = plan
         self.part = part
+        self._owners = len(plan.active)
         self.base = Part(plan, part)
         self.average = Average(self.base.layout)
         self.round = plan.start_round
@@ -96,7 +97,7 @@ class ComputeEngine:
         self.average.add(task.owner, replica.flat, task.count)
         self._spare.append(replica)
         self._closed.add(task.owner)
-        return len(self._closed) == len(self.plan.owners)
+        return len(self._closed) == self._owners
 
     def commit(self) -> str:
         """Makes the average the new base; gives its digest."""

@@ -6,7 +6,10 @@ from typing import Annotated, Any, Literal
 
 from msgspec import Meta, Struct, field
 
-__all__ = ["Codec", "Data", "Evaluate", "Job", "LearningRate", "Model", "Network", "Optimizer", "Partition", "Train"]
+__all__ = [
+    "Codec", "Data", "Evaluate", "Job", "LearningRate", "Model", "Network", "Optimizer", "Partition", "Recover",
+    "Train",
+]  # fmt: skip
 
 # The plan travels with every message as 32-bit numbers and owner lists; these limits keep it so.
 MAX_OWNERS = 65_535
@@ -193,11 +196,34 @@ class Network(Settings, frozen=True, forbid_unknown_fields=True, kw_only=True):
     join_timeout_s: Annotated[
         Seconds, Meta(description="how long the manager waits for all roles to join and be ready")
     ] = 120.0
-    lost_after_s: Annotated[Seconds, Meta(description="how long a role may be out of reach before the run stops")] = 5.0
+    lost_after_s: Annotated[Seconds, Meta(description="how long a role may be out of reach before it is lost")] = 3.0
     jitter_s: Annotated[
         Annotated[float, Meta(ge=0, le=10)],
         Meta(description="random delay before each message, to show that timing changes no result"),
     ] = 0.0
+
+
+class Recover(Settings, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """What happens when a role is lost: the round is begun again from the last committed one."""
+
+    wait_s: Annotated[
+        Annotated[float, Meta(ge=0)],
+        Meta(description="how long the run waits for a lost role to come back; 0 ends the run when a role is lost"),
+    ] = 30.0
+    manager_wait_s: Annotated[
+        Annotated[float, Meta(ge=0)],
+        Meta(description="how long the other roles go on without the manager before they give up"),
+    ] = 60.0
+    attempts: Annotated[Count, Meta(description="how often one round may be begun again before the run ends")] = 20
+    quorum: Annotated[
+        Share,
+        Meta(
+            description=(
+                "share of the owners a round needs: lost owners that are not back after `wait_s` are left out, and"
+                " take part again from the round after they come back"
+            )
+        ),
+    ] = 1.0
 
 
 class Job(Settings, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -247,6 +273,7 @@ class Job(Settings, frozen=True, forbid_unknown_fields=True, kw_only=True):
     evaluate: Annotated[Evaluate, Meta(description="evaluation")] = Evaluate()
     codec: Annotated[Codec, Meta(description="compression on the wire")] = Codec()
     network: Annotated[Network, Meta(description="sockets, limits, deadlines")] = Network()
+    recover: Annotated[Recover, Meta(description="lost roles")] = Recover()
     threads: Annotated[Count, Meta(description="torch threads of each role that trains")] = 1
     keep_checkpoints: Annotated[Count, Meta(description="committed rounds whose checkpoints are kept")] = 2
 

@@ -1,34 +1,22 @@
-"""A whole run on this machine: every role a process of its own, over TCP on loopback.
-
-Manager and aggregator are started fresh, so they never load torch. Data owners and compute nodes are forked from a
-server that has loaded it once: a second each would otherwise pass, and their memory would hold it several times.
-"""
+"""A whole run on this machine: every role a process of its own, over TCP on loopback."""
 
 from __future__ import annotations
 
-import multiprocessing
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import islice
-from multiprocessing.context import ForkServerContext, SpawnContext
-from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 from zmpsl.checkpoint import read_record, write_text
 from zmpsl.errors import JobError, PeerLostError, ZmpslError, error_for
 from zmpsl.job.load import dump_job
 from zmpsl.job.schema import Job
-from zmpsl.launch.process import manager_process, member_process
-from zmpsl.observe.events import EndEvent, EvaluationEvent, Event, follow, read_events
+from zmpsl.launch.processes import Processes
+from zmpsl.observe.events import EndEvent, EvaluationEvent, Event, NoticeEvent, follow, read_events
 from zmpsl.observe.timeline import merge
-from zmpsl.plan import AGGREGATOR, node_name, owner_name
 
 __all__ = ["Result", "prepare", "run"]
-
-# After the manager is gone everybody else has this long to go too.
-FAREWELL_S = 15.0
 
 
 @dataclass(frozen=True)
@@ -77,14 +65,14 @@ def run(
     """
     folder = prepare(job, Path(runs), name, resume)
     seen = sum(1 for _ in read_events(folder / "metrics.jsonl")) if (folder / "metrics.jsonl").exists() else 0
-    processes = _Processes(folder, job, resume)
-    watch = _Watch(folder / "metrics.jsonl", seen, on_event)
+    processes = Processes(folder, job, resume)
+    watch = _Watch(folder / "metrics.jsonl", seen, on_event, processes.lost)
     try:
         processes.start()
-        watch.until(processes.manager_gone)
+        watch.until(processes.over)
     except KeyboardInterrupt:
         processes.interrupt()
-        watch.until(processes.manager_gone)
+        watch.until(processes.over)
     finally:
         processes.finish()
     end, last = watch.end, watch.evaluation
@@ -144,12 +132,15 @@ def _free_name(runs: Path, job: str) -> str:
 class _Watch:
     """Follows the events of a run that is under way, past those of an earlier part of it."""
 
-    def __init__(self, path: Path, seen: int, on_event: Callable[[Event], None] | None) -> None:
+    def __init__(
+        self, path: Path, seen: int, on_event: Callable[[Event], None] | None, on_lost: Callable[[str, int], None]
+    ) -> None:
         self.evaluation: EvaluationEvent | None = None
         self.end: EndEvent | None = None
         self._path = path
         self._seen = seen
         self._on_event = on_event
+        self._on_lost = on_lost
 
     def until(self, over: Callable[[], bool]) -> None:
         """Passes on events until `over` says so and none is left."""
@@ -157,73 +148,7 @@ class _Watch:
             self._seen += 1
             self.evaluation = event if isinstance(event, EvaluationEvent) else self.evaluation
             self.end = event if isinstance(event, EndEvent) else self.end
+            if isinstance(event, NoticeEvent) and event.pid:
+                self._on_lost(event.place, event.pid)
             if self._on_event is not None:
                 self._on_event(event)
-
-
-class _Processes:
-    """The processes of one run."""
-
-    def __init__(self, folder: Path, job: Job, resume: bool) -> None:
-        self._folder = folder
-        self._job = job
-        self._resume = resume
-        self._manager: BaseProcess | None = None
-        self._members: list[BaseProcess] = []
-
-    def start(self) -> None:
-        """Starts the manager, then everybody else with its address."""
-        fresh = multiprocessing.get_context("spawn")
-        forked = multiprocessing.get_context("forkserver") if sys.platform == "linux" else fresh
-        if sys.platform == "linux":
-            multiprocessing.set_forkserver_preload(["zmpsl.launch.preload"])
-        runs, name = self._folder.parent, self._folder.name
-        here, there = fresh.Pipe(duplex=False)
-        self._manager = fresh.Process(
-            target=manager_process, args=(runs, name, self._resume, there), name="manager", daemon=True
-        )
-        self._manager.start()
-        there.close()
-        roles = [
-            ("aggregator", AGGREGATOR),
-            *(("compute", node_name(i)) for i in range(self._job.nodes)),
-            *(("owner", owner_name(i)) for i in range(self._job.owners)),
-        ]
-        try:
-            endpoint = here.recv()
-        except EOFError:
-            self._manager.join(5)
-            raise ZmpslError(f"the manager could not start; see {self._folder / 'logs' / 'manager.log'}") from None
-        for role, place in roles:
-            context: SpawnContext | ForkServerContext = fresh if role == "aggregator" else forked
-            process = context.Process(
-                target=member_process, args=(role, runs, name, place, endpoint), name=place, daemon=True
-            )
-            process.start()
-            self._members.append(process)
-
-    def manager_gone(self) -> bool:
-        """True once the manager's process has ended."""
-        return self._manager is None or not self._manager.is_alive()
-
-    def manager_end(self) -> str:
-        """How the manager's process ended."""
-        code = self._manager.exitcode if self._manager is not None else None
-        return f"signal {-code}" if code is not None and code < 0 else f"exit code {code}"
-
-    def interrupt(self) -> None:
-        """Asks the manager to end the run for everybody."""
-        if self._manager is not None and self._manager.is_alive():
-            self._manager.terminate()
-            self._manager.join(FAREWELL_S)
-
-    def finish(self) -> None:
-        """Waits for everybody; ends whoever does not go."""
-        deadline = time.monotonic() + FAREWELL_S
-        if self._manager is not None and self._manager.is_alive() and sys.exc_info()[0] is not None:
-            self._manager.terminate()
-        for process in [*([self._manager] if self._manager is not None else []), *self._members]:
-            process.join(max(0.0, deadline - time.monotonic()))
-            if process.is_alive():
-                process.kill()
-                process.join()

@@ -16,7 +16,7 @@ from zmpsl.codecs import by_number
 from zmpsl.errors import LocalProtocolError, ZmpslError, error_for
 from zmpsl.job.schema import Job
 from zmpsl.messages import Message
-from zmpsl.roles.actions import Action, Connect, Say, Send, Stop, Tell
+from zmpsl.roles.actions import Action, Connect, Disconnect, Say, Send, Stop, Tell
 from zmpsl.roles.aggregator import Aggregator
 from zmpsl.roles.compute import ComputeNode
 from zmpsl.roles.manager import Manager
@@ -170,6 +170,9 @@ class MemoryRun:
                         place.said.append(action.message)
                     case Connect():
                         place.station.connect(action)
+                    case Disconnect():
+                        place.station.disconnect()
+                        place.assembly.clear()
                     case Stop():
                         place.stop = action
         except ZmpslError as error:

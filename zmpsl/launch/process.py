@@ -62,7 +62,7 @@ def guarded(what: Callable[[], None]) -> int:
     return 0
 
 
-def manager_process(runs: Path, run: str, resume: bool, ready: Connection) -> None:
+def manager_process(runs: Path, run: str, resume: bool, bind: str, ready: Connection) -> None:
     """The manager, with the job of the run's folder; tells its address through `ready`."""
     from zmpsl.checkpoint import read_record
     from zmpsl.job import load_job
@@ -71,7 +71,7 @@ def manager_process(runs: Path, run: str, resume: bool, ready: Connection) -> No
 
     def work() -> None:
         manager = Manager(runs, load_job(runs / run / "job.yaml"), run, read_record(runs / run) if resume else None)
-        node = ManagerNode(manager)
+        node = ManagerNode(manager, bind)
         quiet_signals(node.ask_to_stop)
         ready.send(node.endpoint)
         ready.close()

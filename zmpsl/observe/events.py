@@ -120,9 +120,11 @@ class CommitEvent(_Event, frozen=True, kw_only=True, tag="commit"):
 
 
 class NoticeEvent(_Event, frozen=True, kw_only=True, tag="notice"):
-    """Something a person should know."""
+    """Something a person should know; `place` and `pid` tell of a role that was lost."""
 
     text: str
+    place: str = ""
+    pid: int = 0
 
 
 class EndEvent(_Event, frozen=True, kw_only=True, tag="end"):

@@ -8,7 +8,7 @@ from zmpsl.messages import FromManager, ToManager
 from zmpsl.plan import Plan
 from zmpsl.transport.task import Task
 
-__all__ = ["Action", "Connect", "Say", "Send", "Stop", "Tell"]
+__all__ = ["Action", "Connect", "Disconnect", "Say", "Send", "Stop", "Tell"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +44,11 @@ class Connect:
 
 
 @dataclass(frozen=True, slots=True)
+class Disconnect:
+    """Close all links to peers, drop what waits, and read nothing from peers until the next Connect."""
+
+
+@dataclass(frozen=True, slots=True)
 class Stop:
     """The role is done: drain, close, and end with this code."""
 
@@ -51,4 +56,4 @@ class Stop:
     text: str
 
 
-Action = Send | Say | Tell | Connect | Stop
+Action = Send | Say | Tell | Connect | Disconnect | Stop

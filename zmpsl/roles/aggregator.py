@@ -33,7 +33,7 @@ class Aggregator(Member):
         self.layout = ends_layout(plan.blocks, plan.bounds, plan.job.optimizer)
         self.average = Average(self.layout)
         self._in: set[int] = set()
-        yield Connect(plan, 0, {peer.name: peer.endpoint for peer in plan.owners})
+        yield Connect(plan, 0, {plan.owners[index].name: plan.owners[index].endpoint for index in plan.active})
         if plan.start_round:
             if self.folder is None:
                 raise CheckpointError("a run that goes on needs a folder with its checkpoints")
@@ -68,7 +68,7 @@ class Aggregator(Member):
         with self.meter.measure("A", task):
             self.average.add(task.owner, task.tensor.view(np.uint8), task.count)
         self._in.add(task.owner)
-        if len(self._in) < len(plan.owners):
+        if len(self._in) < len(plan.active):
             return
         with self.meter.measure("A", task):
             # Fresh memory: the owners may still be receiving the last average.
@@ -77,7 +77,8 @@ class Aggregator(Member):
         yield from self._send_global(plan, self.round, flat)
         if self.folder is not None:
             save_parts(self.folder, plan, self.round, (0, plan.parts - 1), self.layout, flat)
-        yield Say(Prepared(round=self.round, digests={AGGREGATOR: digest(flat)}, stats=self.meter.stats()))
+        digests = {AGGREGATOR: digest(flat)}
+        yield Say(Prepared(plan=plan.version, round=self.round, digests=digests, stats=self.meter.stats()))
         self.meter.restart()
         self.round += 1
         self.average.reset()
@@ -91,5 +92,5 @@ class Aggregator(Member):
     def _send_global(
         self, plan: Plan, round_: int, flat: np.ndarray[tuple[int, ...], np.dtype[np.uint8]]
     ) -> Iterator[Action]:
-        for owner in range(len(plan.owners)):
+        for owner in plan.active:
             yield Send(owner_name(owner), Task(Op.GLOBAL, plan.version, owner, round_, tensor=flat))

@@ -46,7 +46,7 @@ class ComputeNode(Member):
             self._load(plan)
         self.engine.begin(plan.start_round)
         names = {peer.name: peer.endpoint for peer in (*plan.nodes, *plan.owners)}
-        ends = [peer.name for peer in plan.owners]
+        ends = [plan.owners[index].name for index in plan.active]
         neighbours = (ends if self.hop == 0 else [node_name(self.hop - 1)]) + (
             ends if self.hop == self.hops - 1 else [node_name(self.hop + 1)]
         )
@@ -95,13 +95,13 @@ class ComputeNode(Member):
             complete = self.engine.close(task)
         if not complete:
             return
+        base = self.engine.base
         with self.meter.measure("A", task):
             digest = self.engine.commit()
             if self.folder is not None and self.plan is not None:
-                save_parts(
-                    self.folder, self.plan, self.round, [self.part], self.engine.base.layout, self.engine.base.flat
-                )
-        yield Say(Prepared(round=self.round, digests={self.place: digest}, stats=self.meter.stats()))
+                save_parts(self.folder, self.plan, self.round, [self.part], base.layout, base.flat)
+        digests = {self.place: digest}
+        yield Say(Prepared(plan=task.plan, round=self.round, digests=digests, stats=self.meter.stats()))
         # An owner may hear of the next round, and send, before we hear of it: be ready at once.
         self.meter.restart()
         self.round += 1

@@ -2,33 +2,35 @@
 
     gathering  -> describing -> building -> training g -> (evaluating g) -> training g + 1 ... -> over
       joins,      block list    all ready   all prepared   all evaluated
-      a job
+      a job                        ^              |
+                                   +- recovering <+   a role or a link was lost: all paused, all here again
 
 A round is committed when its record is on disk, after every compute node and the aggregator have stored its weights.
+Whatever is lost in between, everybody goes back to the last committed round, under a plan with a new version; work of
+older versions is recognised and dropped.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from enum import Enum
-from pathlib import Path
 
 from zmpsl.checkpoint import Record, write_index, write_record, write_text
-from zmpsl.errors import JobError, JoinError, PeerLostError, RemoteProtocolError, ZmpslError
+from zmpsl.errors import JobError, JoinError, LocalProtocolError, RemoteProtocolError, ZmpslError
 from zmpsl.job.load import check_job, dump_job
 from zmpsl.job.schema import Job, Network
 from zmpsl.messages import (
     Begin,
+    Broken,
     Committed,
     Describe,
     Described,
     Evaluate,
     Evaluated,
-    Finish,
-    FromManager,
     Join,
     Leave,
+    Pause,
+    Paused,
     Ping,
     Prepared,
     Progress,
@@ -42,57 +44,18 @@ from zmpsl.messages import (
     Welcome,
 )  # fmt: skip
 from zmpsl.plan import AGGREGATOR, Block, Plan, check_cuts, fingerprint, node_name, owner_name
-from zmpsl.roles.actions import Action, Stop, Tell
-from zmpsl.roles.roster import Roster, Seat, listed
-from zmpsl.roles.scoreboard import Scoreboard
+from zmpsl.roles.actions import Action, Tell
+from zmpsl.roles.manager_state import Phase
+from zmpsl.roles.recovering import Recovering
+from zmpsl.roles.roster import Seat, listed
 
-__all__ = ["Manager", "Phase"]
+__all__ = ["Manager"]
 
 PING_EVERY_S = 0.5
 
 
-class Phase(Enum):
-    """Where the run stands."""
-
-    GATHERING = "gathering"
-    DESCRIBING = "describing"
-    BUILDING = "building"
-    TRAINING = "training"
-    EVALUATING = "evaluating"
-    OVER = "over"
-
-
-class Manager:
-    """Places roles, plans, and commits rounds.
-
-    Args:
-        runs: Folder in which the run's folder is made; None keeps nothing on disk.
-        job: The job, or None to wait until a data owner submits one.
-        run: Name of the run and its folder; made from the job's name and the time if not given.
-        resume: Record of the run to go on with.
-    """
-
-    def __init__(
-        self, runs: Path | None = None, job: Job | None = None, run: str | None = None, resume: Record | None = None
-    ) -> None:
-        self.runs = runs
-        self.job = job
-        self.phase = Phase.GATHERING
-        self.plan: Plan | None = None
-        self.round = 0
-        self.exit: Stop | None = None
-        self.record = resume
-        self.board = Scoreboard()
-        self._run = run
-        self.rejected = 0
-        self.roster = Roster()
-        self._observers: set[bytes] = set()
-        self._waiting: set[str] = set()
-        self._since: float | None = None
-        self._pinged_at = 0.0
-        self._digests: dict[str, str] = {}
-        if self.folder is not None:
-            self.board.log_to(self.folder)
+class Manager(Recovering):
+    """Places roles, plans, and commits rounds."""
 
     # -- what a driver calls ------------------------------------------------------------------------------------------
 
@@ -112,16 +75,22 @@ class Manager:
 
     def tick(self, now: float) -> Iterator[Action]:
         """Called now and then with the time in seconds: pings, and gives up what takes too long."""
-        self._since = now if self._since is None else self._since
         if now - self._pinged_at >= PING_EVERY_S and self.phase is not Phase.OVER:
             self._pinged_at = now
             self.board.tell_progress(self.phase.value, self.round)
             for seat in self.roster:
                 yield Tell(seat.identity, Ping())
-        if self.job is None or self.phase not in (Phase.GATHERING, Phase.DESCRIBING, Phase.BUILDING):
+        for peer, text in self.recovery.due(now).items():
+            yield from self._look_at(peer, text)
+        if self.job is None or self.phase not in (Phase.GATHERING, Phase.DESCRIBING, Phase.BUILDING, Phase.RECOVERING):
             return
-        limit = self.job.network.join_timeout_s
-        if now - self._since > limit:
+        if self._since is None:
+            self._since = now
+        waited_s = now - self._since
+        if self.phase is Phase.RECOVERING and waited_s > self.job.recover.wait_s:
+            yield from self._stop_waiting(self.job)
+        elif self.phase is not Phase.RECOVERING and waited_s > self.job.network.join_timeout_s:
+            limit = self.job.network.join_timeout_s
             text = f"after {limit:g} s (network.join_timeout_s) {self._who_is_missing(self.job)}"
             yield from self.finish(JoinError.exit_code, text)
 
@@ -142,22 +111,6 @@ class Manager:
         seat = self.roster.get(who)
         if seat is not None:
             seat.unreachable_since = None
-
-    def finish(self, exit_code: int, text: str) -> Iterator[Action]:
-        """Ends the run for everybody."""
-        if self.phase is Phase.OVER:
-            return
-        self.phase = Phase.OVER
-        self.board.end(exit_code, text)
-        for identity in self._everybody():
-            yield Tell(identity, Finish(exit_code=exit_code, text=text))
-        self.exit = Stop(exit_code, text)
-        yield self.exit
-
-    @property
-    def folder(self) -> Path | None:
-        """The run's folder, once the run has a name."""
-        return None if self.runs is None or self._run is None else self.runs / self._run
 
     # -- messages -----------------------------------------------------------------------------------------------------
 
@@ -185,6 +138,14 @@ class Manager:
                 yield from self._described(message.blocks)
             case Ready():
                 yield from self._ready(seat, message)
+            case Paused():
+                seat.paused = max(seat.paused, message.plan)
+                yield from self._maybe_describe()
+                yield from self._maybe_replan()
+            case _ if self.plan is None or message.plan != self.plan.version or self.phase is Phase.RECOVERING:
+                return  # of a plan that is void
+            case Broken():
+                self.recovery.suspect(message.peer, f"{seat} lost its connection to {message.peer}")
             case Progress():
                 if message.round == self.round:
                     self.board.progress(seat.place, message)
@@ -206,23 +167,25 @@ class Manager:
             if self.plan is not None:
                 yield Tell(who, Publish(plan=self.plan))
             return
+        known = self.roster.get(who)
+        if known is not None:
+            yield from self._back(known, join)
+            return
+        if join.place:
+            yield from self._make_room(join.place)
         try:
-            if self.phase is not Phase.GATHERING:
-                raise JoinError(f"the run is {self.phase.value}; all its places are taken")
             seat = self.roster.add(who, join, self.job)
         except JoinError as error:
             self.board.notice(f"refused {join.role} (process {join.pid} on {join.host}): {error}")
             yield Tell(who, Refused(exit_code=error.exit_code, text=str(error)))
             return
         yield Tell(who, Welcome(place=seat.place, job=self.job))
+        if join.plan:
+            yield Tell(who, Pause(plan=join.plan if self.plan is None else self.plan.version))
+        if self.plan is not None:
+            self.board.notice(f"{seat} has joined")
         yield from self._maybe_describe()
-
-    def _gone(self, seat: Seat, how: str) -> Iterator[Action]:
-        self.roster.remove(seat.identity)
-        if self.phase is Phase.GATHERING:
-            self.board.notice(f"{seat} {how}; its place is free again")
-        elif self.phase is not Phase.OVER:
-            yield from self.finish(PeerLostError.exit_code, f"{seat} {how}")
+        yield from self._maybe_replan()
 
     def _submit(self, who: bytes, job: Job) -> Iterator[Action]:
         if self.job is not None:
@@ -261,6 +224,8 @@ class Manager:
     def _maybe_describe(self) -> Iterator[Action]:
         if self.job is None or self.phase is not Phase.GATHERING or self.roster.missing(self.job):
             return
+        if any(seat.paused < seat.join.plan for seat in self.roster):  # they worked for a manager before this one
+            return
         self.phase = Phase.DESCRIBING
         asked = next(seat for seat in self.roster if seat.place == owner_name(0))
         yield Tell(asked.identity, Describe(job=self.job))
@@ -268,11 +233,17 @@ class Manager:
     def _described(self, blocks: tuple[Block, ...]) -> Iterator[Action]:
         if self.job is None or self.phase is not Phase.DESCRIBING:
             return
-        bounds = check_cuts(self.job, len(blocks))
         self._run = self._run or f"{self.job.name}-{time.strftime('%Y%m%d-%H%M%S')}"
+        # Above every plan that a member may still have work of, when this manager follows one that was lost.
+        version = 1 + max(seat.join.plan for seat in self.roster)
+        yield from self._publish(version, blocks, check_cuts(self.job, len(blocks)))
+
+    def _publish(self, version: int, blocks: tuple[Block, ...], bounds: tuple[int, ...]) -> Iterator[Action]:
+        if self.job is None or self._run is None:
+            raise LocalProtocolError("a plan needs a job")
         start, digests = self._resume_point(blocks, bounds)
         self.plan = Plan(
-            version=1,
+            version=version,
             run=self._run,
             job=self.job,
             blocks=blocks,
@@ -293,7 +264,9 @@ class Manager:
             write_text(self.folder / "job.yaml", dump_job(self.job).encode())
             self.board.log_to(self.folder)
         self.board.planned(self.plan)
-        self.phase = Phase.BUILDING
+        self.phase, self._since = Phase.BUILDING, None
+        for seat in self.roster:
+            seat.planned, seat.ready = True, False
         for identity in self._everybody():
             yield Tell(identity, Publish(plan=self.plan))
 
@@ -314,15 +287,22 @@ class Manager:
             return
         seat.ready = True
         self.board.batches_total += message.batches
-        if all(each.ready for each in self.roster):
+        if all(each.ready for each in self.roster if each.planned):
             self.round = self.plan.start_round
-            yield from self._begin_or_finish()
+            if self.recovery.unscored == self.round - 1:
+                self.round -= 1
+                yield from self._evaluate(self.plan)
+            else:
+                yield from self._begin_or_finish()
 
     # -- rounds -------------------------------------------------------------------------------------------------------
 
     def _begin_or_finish(self) -> Iterator[Action]:
         if self.job is not None and self.round >= self.job.train.rounds:
             yield from self.finish(0, f"{self.job.train.rounds} rounds committed")
+            return
+        if any(not seat.planned for seat in self.roster):  # who was left out is back
+            yield from self._pause_all()
             return
         self.phase = Phase.TRAINING
         self._waiting = {seat.place for seat in self.roster}
@@ -342,6 +322,7 @@ class Manager:
             yield from self._commit()
         else:
             self.board.evaluation_over(self.round)
+            self.recovery.unscored = None
             self.round += 1
             yield from self._begin_or_finish()
 
@@ -360,16 +341,14 @@ class Manager:
         yield from self._tell_all(Committed(round=self.round, digests=digests))
         every = self.job.evaluate.every
         if every and ((self.round + 1) % every == 0 or self.round + 1 == self.job.train.rounds):
-            self.phase = Phase.EVALUATING
-            self._waiting = {owner.name for owner in plan.owners}
-            yield from self._tell_all(Evaluate(round=self.round))
+            self.recovery.unscored = self.round
+            yield from self._evaluate(plan)
         else:
             self.round += 1
             yield from self._begin_or_finish()
 
-    def _everybody(self) -> list[bytes]:
-        return [*(seat.identity for seat in self.roster), *self._observers]
-
-    def _tell_all(self, message: FromManager) -> Iterator[Action]:
-        for identity in self._everybody():
-            yield Tell(identity, message)
+    def _evaluate(self, plan: Plan) -> Iterator[Action]:
+        self.phase = Phase.EVALUATING
+        self._waiting = {plan.owners[index].name for index in plan.active}
+        self.board.forget_scores()
+        yield from self._tell_all(Evaluate(round=self.round))

@@ -17,12 +17,15 @@ from zmpsl.errors import JoinError, RemoteProtocolError
 from zmpsl.job.schema import Job
 from zmpsl.messages import (
     Begin,
+    Broken,
     Committed,
     Describe,
     Evaluate,
     Finish,
     FromManager,
     Join,
+    Pause,
+    Paused,
     Progress,
     Publish,
     Refused,
@@ -30,7 +33,7 @@ from zmpsl.messages import (
     Welcome,
 )
 from zmpsl.plan import AGGREGATOR, Plan
-from zmpsl.roles.actions import Action, Say, Stop
+from zmpsl.roles.actions import Action, Disconnect, Say, Stop
 from zmpsl.roles.meter import Meter
 from zmpsl.transport.task import Op, Task
 
@@ -63,6 +66,7 @@ class Member:
         self.plan: Plan | None = None
         self.round = 0
         self._told_at = 0.0
+        self._endpoint = ""
 
     def traffic(self) -> tuple[int, int, int]:
         """Bytes sent, bytes received, messages rejected; the driver puts its own counters here."""
@@ -72,14 +76,20 @@ class Member:
 
     def start(self, endpoint: str) -> Iterator[Action]:
         """Asks the manager for a place; `endpoint` is where peers reach our PULL."""
+        self._endpoint = endpoint
+        yield from self.rejoin()
+
+    def rejoin(self) -> Iterator[Action]:
+        """Says who we are: at first, and when the connection to the manager is there again."""
         yield Say(
             Join(
                 role=self.role,
                 place=self.place,
-                endpoint=endpoint,
+                endpoint=self._endpoint,
                 version=__version__,
                 host=socket.gethostname(),
                 pid=os.getpid(),
+                plan=self.plan.version if self.plan is not None else 0,
             )
         )
 
@@ -95,6 +105,8 @@ class Member:
                 yield from self.describe(message)
             case Publish():
                 yield from self._publish(message.plan)
+            case Pause():
+                yield from self._pause(message.plan)
             case Begin():
                 yield from self.begin(message.round)
             case Evaluate():
@@ -116,7 +128,7 @@ class Member:
             raise RemoteProtocolError(
                 f"{task}: of plan {task.plan}, ours is {plan.version if plan else 'not there yet'}"
             )
-        if task.owner >= len(plan.owners) or self.accepts(task.op) != task.sender:
+        if not plan.takes_part(task.owner) or self.accepts(task.op) != task.sender:
             raise RemoteProtocolError(f"{task}: not for {self.place} from sender {task.sender}")
         if task.op is not Op.EVALUATE and task.op is not Op.GLOBAL and task.round != self.round:
             raise RemoteProtocolError(f"{task}: {self.place} is in round {self.round}")
@@ -125,7 +137,12 @@ class Member:
         """Called now and then with the time in seconds; says how far we are."""
         if self.plan is not None and now - self._told_at >= PROGRESS_EVERY_S:
             self._told_at = now
-            yield Say(self.progress())
+            yield Say(self.progress(self.plan))
+
+    def broken(self, peer: str) -> Iterator[Action]:
+        """Tells the manager that the connection to a peer of the plan broke."""
+        if self.plan is not None:
+            yield Say(Broken(plan=self.plan.version, peer=peer))
 
     def trouble(self, error: BaseException, exit_code: int) -> Iterator[Action]:
         """Tells the manager that we cannot go on."""
@@ -168,9 +185,12 @@ class Member:
     def committed(self, round_: int) -> None:
         """Learns that a round counts."""
 
-    def progress(self) -> Progress:
+    def pause(self) -> None:
+        """Drops the work of a plan that is void."""
+
+    def progress(self, plan: Plan) -> Progress:
         """Tells how far we are."""
-        return Progress(round=self.round, stats=self.meter.stats())
+        return Progress(plan=plan.version, round=self.round, stats=self.meter.stats())
 
     # -- shared -------------------------------------------------------------------------------------------------------
 
@@ -187,6 +207,13 @@ class Member:
                     f"{self.place} on {socket.gethostname()} was not told to run {name!r} for a job; "
                     f"if you trust that code, start this role with --allow-code {name}"
                 )
+
+    def _pause(self, version: int) -> Iterator[Action]:
+        if self.plan is not None and self.plan.version <= version:
+            self.plan = None
+            self.pause()
+            yield Disconnect()
+        yield Say(Paused(plan=version))
 
     def _publish(self, plan: Plan) -> Iterator[Action]:
         if self.plan is not None and plan.version <= self.plan.version:

@@ -23,6 +23,7 @@ from zmpsl.engine.build import check_model, summarise
 from zmpsl.engine.compute import to_array, to_tensor
 from zmpsl.engine.owner import OwnerEngine
 from zmpsl.errors import DataError, RemoteProtocolError
+from zmpsl.job.schema import Job
 from zmpsl.messages import Describe, Described, Evaluated, Progress, Ready, Trained
 from zmpsl.plan import AGGREGATOR, Plan, node_name
 from zmpsl.roles.actions import Action, Connect, Say, Send
@@ -51,6 +52,7 @@ class DataOwner(Member):
         self._batch: Batch | None = None
         self._batches: Iterator[Batch] = iter(())
         self._evaluation: Evaluation | None = None
+        self._data_of: Job | None = None
         self._global = -1  # round whose average the base holds
         self._wanted: list[tuple[str, int]] = []  # rounds to begin or evaluate once their base is here
 
@@ -71,7 +73,8 @@ class DataOwner(Member):
         if self.own_process:
             torch.set_num_threads(plan.job.threads)
         check_model(plan, self.place)
-        self.data = self._load_data(plan)
+        if self._data_of != plan.job:  # a plan that only follows a lost role changes nothing
+            self.data, self._data_of = self._load_data(plan), plan.job
         self.engine = OwnerEngine(plan, self.index)
         self._tally = Tally()
         ends = {peer.name: peer.endpoint for peer in (plan.nodes[0], plan.nodes[-1], plan.aggregator)}
@@ -115,11 +118,22 @@ class DataOwner(Member):
         elif self._batch is not None:
             yield from self._feed(self._batch)
 
-    def progress(self) -> Progress:
+    def pause(self) -> None:
+        """Forgets the batch, evaluation and average under way."""
+        self._batch = self._evaluation = None
+        self._global = -1
+        self._wanted.clear()
+
+    def progress(self, plan: Plan) -> Progress:
         """Tells batches and loss so far."""
         done, stats = self._tally, self.meter.stats()
         return Progress(
-            round=self.round, batches=done.batches, loss_sum=done.loss_sum, samples=done.samples, stats=stats
+            plan=plan.version,
+            round=self.round,
+            batches=done.batches,
+            loss_sum=done.loss_sum,
+            samples=done.samples,
+            stats=stats,
         )
 
     # -- training -----------------------------------------------------------------------------------------------------
@@ -189,6 +203,7 @@ class DataOwner(Member):
         yield Send(AGGREGATOR, part)
         yield Say(
             Trained(
+                plan=version,
                 round=self.round,
                 batches=done.batches,
                 loss_sum=done.loss_sum,
@@ -266,7 +281,12 @@ class DataOwner(Member):
         self._evaluation = None
         yield Say(
             Evaluated(
-                round=test.round, correct=test.correct, total=test.total, samples=test.samples, loss_sum=test.loss_sum
+                plan=self._plan().version,
+                round=test.round,
+                correct=test.correct,
+                total=test.total,
+                samples=test.samples,
+                loss_sum=test.loss_sum,
             )
         )
 

@@ -13,6 +13,8 @@ from zmpsl.plan import AGGREGATOR, Peer, node_name, owner_name
 
 __all__ = ["Roster", "Seat", "listed", "places_of"]
 
+# A role that has just begun has no work to drop.
+NEW = 1 << 62
 ROLES = ("owner", "compute", AGGREGATOR)
 
 
@@ -46,6 +48,8 @@ class Seat:
         join: What it said of itself.
         place: The place it got.
         ready: It holds its base weights.
+        paused: The plan whose work it has dropped; it can take part in the next one.
+        planned: It has a place in the current plan.
         unreachable_since: When its connection was found closed, None while it is open.
     """
 
@@ -53,6 +57,8 @@ class Seat:
     join: Join
     place: str
     ready: bool = False
+    paused: int = 0
+    planned: bool = False
     unreachable_since: float | None = None
 
     def __str__(self) -> str:
@@ -104,7 +110,7 @@ class Roster:
                 f"place {place} is taken by process {taken[place].join.pid} on {taken[place].join.host}; "
                 f"two cannot hold it"
             )
-        seat = self._seats[identity] = Seat(identity, join, place)
+        seat = self._seats[identity] = Seat(identity, join, place, paused=0 if join.plan else NEW)
         return seat
 
     def surplus(self, job: Job) -> list[Seat]:
@@ -116,6 +122,11 @@ class Roster:
         wanted = {place for role in ROLES for place in places_of(role, job.owners, job.nodes)}
         return wanted - {seat.place for seat in self}
 
+    def at(self, place: str) -> Seat | None:
+        """Gives the member at a place, None when the place is free."""
+        return next((seat for seat in self if seat.place == place), None)
+
     def peer(self, place: str) -> Peer:
-        """Gives the address of the member at a place."""
-        return Peer(place, next(seat.join.endpoint for seat in self if seat.place == place))
+        """Gives the address of the member at a place; an empty one when it is free."""
+        seat = self.at(place)
+        return Peer(place, seat.join.endpoint if seat is not None else "")

@@ -49,6 +49,7 @@ class Scoreboard:
     def planned(self, plan: Plan) -> None:
         """Tells the plan, and leaves the resolved job in the run's folder."""
         self._nodes = [peer.name for peer in plan.nodes]
+        self.batches_total = 0
         places = ["owners", *self._nodes, "owners"]
         parts = [
             PlanPart(
@@ -70,14 +71,14 @@ class Scoreboard:
                 rounds=plan.job.train.rounds,
                 cuts=list(plan.bounds[1:-1]),
                 parts=parts,
-                owners=len(plan.owners),
+                owners=len(plan.active),
                 nodes=self._nodes,
             )
         )
 
-    def notice(self, text: str) -> None:
-        """Tells something a person should know."""
-        self._emit(NoticeEvent(time=time.time(), text=text))
+    def notice(self, text: str, place: str = "", pid: int = 0) -> None:
+        """Tells something a person should know; with place and process of a role that was lost."""
+        self._emit(NoticeEvent(time=time.time(), text=text, place=place, pid=pid))
 
     def begin(self, round_: int) -> None:
         """A round begins."""
@@ -148,6 +149,10 @@ class Scoreboard:
             )
         )
         self._emit(CommitEvent(time=now, round=round_, digests=digests))
+
+    def forget_scores(self) -> None:
+        """An evaluation begins, perhaps again."""
+        self._scores.clear()
 
     def evaluated(self, message: Evaluated) -> None:
         """An owner has evaluated the global model."""

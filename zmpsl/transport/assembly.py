@@ -65,6 +65,10 @@ class Assembly:
             raise LocalProtocolError(f"{header.task} is finished before its place was asked for")
         return replace(header.task, tensor=buffer.view(header.dtype).reshape(header.shape))
 
+    def clear(self) -> None:
+        """Gives up all tensors."""
+        self._open.clear()
+
     def drop(self, header: Header) -> None:
         """Gives up the tensor a broken chunk belonged to."""
         self._open.pop(header.task, None)

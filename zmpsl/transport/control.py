@@ -7,6 +7,7 @@ while Python computes); a member sees a lost manager in its socket's monitor.
 
 from __future__ import annotations
 
+from contextlib import suppress
 from uuid import uuid4
 
 import zmq
@@ -110,15 +111,20 @@ class ControlClient:
             raise
 
     def send(self, message: Message) -> None:
-        """Sends to the manager. Kept by the socket while the manager is away."""
-        self.socket.send(encode(message))
+        """Sends to the manager; the socket keeps up to 1,000 messages while the manager is away, the rest is dropped.
+
+        Nothing is lost for good by that: a member that comes back says so, and the round is begun again.
+        """
+        with suppress(zmq.Again):
+            self.socket.send(encode(message), zmq.DONTWAIT)
 
     def watch(self) -> bool:
-        """Reads the monitor; True when the connection changed. `connected` tells how it stands."""
-        before = self.connected
+        """Reads the monitor; True when a connection was made since the last call. `connected` tells how it stands."""
+        made = False
         while self.monitor.poll(0):
             self.connected = recv_monitor_message(self.monitor)["event"] == zmq.EVENT_HANDSHAKE_SUCCEEDED
-        return before != self.connected
+            made |= self.connected
+        return made
 
     def close(self, linger_s: float = 0.0) -> None:
         """Closes the socket after at most `linger_s` seconds for what it still holds."""

@@ -181,6 +181,10 @@ class Inbox:
         if header.codec != NONE.number:
             by_number(header.codec).unpack_into(frame.buffer, place)
 
+    def forget(self) -> None:
+        """Gives up tensors of which the rest will not come."""
+        self._assembly.clear()
+
     def _new_scratch(self) -> None:
         self._scratch = self.pool.take(FRONT + HEADER_BYTES + INLINE)
         self._front = self._scratch[FRONT:].data

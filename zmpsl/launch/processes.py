@@ -1,0 +1,170 @@
+"""The processes of a run on this machine: started, watched, and started again when one of them dies.
+
+Manager and aggregator are started fresh, so they never load torch. Data owners and compute nodes are forked from a
+server that has loaded it once: a second each would otherwise pass, and their memory would hold it several times.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import sys
+import time
+from dataclasses import dataclass
+from multiprocessing.context import ForkServerContext, SpawnContext
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+
+from zmpsl.errors import JoinError, ZmpslError
+from zmpsl.job.schema import Job
+from zmpsl.launch.process import manager_process, member_process
+from zmpsl.plan import AGGREGATOR, node_name, owner_name
+
+__all__ = ["Processes"]
+
+# After the manager is gone everybody else has this long to go too.
+FAREWELL_S = 15.0
+# How often each role is started again, and how long is waited before: longer each time, as a broken one stays broken.
+RESTARTS = 20
+PATIENCE_S = (0.0, 0.1, 0.2, 0.5, 1.0)
+
+
+@dataclass
+class _Role:
+    """One role, in whichever process it runs now.
+
+    Attributes:
+        process: The current process.
+        restarts: How often it was started again.
+        due: When it is to be started again, in seconds of the monotonic clock; None while it runs.
+    """
+
+    role: str
+    place: str
+    process: BaseProcess
+    restarts: int = 0
+    due: float | None = None
+
+
+class Processes:
+    """The processes of one run.
+
+    Args:
+        folder: The run's folder, with the job in it.
+        job: The job.
+        resume: The run goes on after its last committed round.
+    """
+
+    def __init__(self, folder: Path, job: Job, resume: bool) -> None:
+        self._folder = folder
+        self._job = job
+        self._resume = resume
+        self._endpoint = ""
+        self._manager: BaseProcess | None = None
+        self._manager_restarts = 0
+        self._members: dict[str, _Role] = {}
+        self._closing = False
+        self._fresh: SpawnContext = multiprocessing.get_context("spawn")
+        self._forked: SpawnContext | ForkServerContext = self._fresh
+        if sys.platform == "linux":
+            self._forked = multiprocessing.get_context("forkserver")
+            multiprocessing.set_forkserver_preload(["zmpsl.launch.preload"])
+
+    def start(self) -> None:
+        """Starts the manager, then everybody else with its address.
+
+        Raises:
+            ZmpslError: The manager cannot start.
+        """
+        self._start_manager("tcp://127.0.0.1:*")
+        roles = [
+            ("aggregator", AGGREGATOR),
+            *(("compute", node_name(i)) for i in range(self._job.nodes)),
+            *(("owner", owner_name(i)) for i in range(self._job.owners)),
+        ]
+        for role, place in roles:
+            self._members[place] = _Role(role, place, self._start_member(role, place))
+
+    def over(self) -> bool:
+        """Looks after everybody, and tells whether the run is over: the manager has ended and does not come back."""
+        if self._manager is None:
+            return True
+        if not self._manager.is_alive():
+            return not self._start_manager_again(self._manager)
+        if not self._closing and self._job.recover.wait_s:
+            for role in self._members.values():
+                self._tend(role, time.monotonic())
+        return False
+
+    def lost(self, place: str, pid: int) -> None:
+        """The manager has lost a role: its process, when it hangs, makes room for the next."""
+        role = self._members.get(place)
+        if role is not None and role.process.pid == pid and role.process.is_alive():
+            role.process.kill()
+
+    def manager_end(self) -> str:
+        """How the manager's process ended."""
+        code = self._manager.exitcode if self._manager is not None else None
+        return f"signal {-code}" if code is not None and code < 0 else f"exit code {code}"
+
+    def interrupt(self) -> None:
+        """Asks the manager to end the run for everybody."""
+        self._closing = True
+        if self._manager is not None and self._manager.is_alive():
+            self._manager.terminate()
+            self._manager.join(FAREWELL_S)
+
+    def finish(self) -> None:
+        """Waits for everybody; ends whoever does not go."""
+        self._closing = True
+        deadline = time.monotonic() + FAREWELL_S
+        if self._manager is not None and self._manager.is_alive() and sys.exc_info()[0] is not None:
+            self._manager.terminate()
+        everybody = [role.process for role in self._members.values()]
+        for process in [*([self._manager] if self._manager is not None else []), *everybody]:
+            process.join(max(0.0, deadline - time.monotonic()))
+            if process.is_alive():
+                process.kill()
+                process.join()
+
+    def _start_manager(self, bind: str) -> None:
+        here, there = self._fresh.Pipe(duplex=False)
+        arguments = (self._folder.parent, self._folder.name, self._resume, bind, there)
+        self._manager = self._fresh.Process(target=manager_process, args=arguments, name="manager", daemon=True)
+        self._manager.start()
+        there.close()
+        try:
+            self._endpoint = here.recv()
+        except EOFError:
+            self._manager.join(5)
+            raise ZmpslError(f"the manager could not start; see {self._folder / 'logs' / 'manager.log'}") from None
+
+    def _start_manager_again(self, dead: BaseProcess) -> bool:
+        """Follows a manager that was killed by a new one at the same address; one that ended by itself has ended."""
+        killed = dead.exitcode is not None and dead.exitcode < 0
+        patient = self._job.recover.wait_s and self._job.recover.manager_wait_s
+        if self._closing or not killed or not patient or self._manager_restarts >= RESTARTS:
+            return False
+        self._manager_restarts += 1
+        self._resume = (self._folder / "record.json").exists()
+        self._start_manager(self._endpoint)
+        return True
+
+    def _start_member(self, role: str, place: str) -> BaseProcess:
+        context = self._fresh if role == "aggregator" else self._forked
+        arguments = (role, self._folder.parent, self._folder.name, place, self._endpoint)
+        process: BaseProcess = context.Process(target=member_process, args=arguments, name=place, daemon=True)
+        process.start()
+        return process
+
+    def _tend(self, role: _Role, now: float) -> None:
+        if role.process.is_alive() or role.process.exitcode == 0 or role.restarts >= RESTARTS:
+            return
+        if role.due is None:
+            patience_s = PATIENCE_S[min(role.restarts, len(PATIENCE_S) - 1)]
+            if role.process.exitcode == JoinError.exit_code:  # its place is not free yet
+                patience_s = PATIENCE_S[-1]
+            role.due = now + patience_s
+        elif now >= role.due:
+            role.due = None
+            role.restarts += 1
+            role.process = self._start_member(role.role, role.place)

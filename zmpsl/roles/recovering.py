@@ -1,0 +1,99 @@
+"""The manager and lost roles: everybody pauses, the lost one comes back or is left out, the round is begun again."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from zmpsl.errors import PeerLostError
+from zmpsl.job.schema import Job
+from zmpsl.messages import Join, Pause, Ping, Welcome
+from zmpsl.roles.actions import Action, Tell
+from zmpsl.roles.manager_state import ManagerState, Phase
+from zmpsl.roles.roster import Seat, listed
+
+__all__ = ["Recovering"]
+
+
+class Recovering(ManagerState):
+    """The part of the manager that deals with lost roles."""
+
+    def _back(self, seat: Seat, join: Join) -> Iterator[Action]:
+        """A member's connection was cut and is there again: what was said meanwhile may be lost."""
+        seat.join = join
+        yield Tell(seat.identity, Welcome(place=seat.place, job=self.job))
+        if self.plan is not None and seat.planned:
+            yield from self._recover(f"{seat} was cut off from the manager for a moment")
+
+    def _make_room(self, place: str) -> Iterator[Action]:
+        """Somebody asks for a place: is whoever had it still there?"""
+        seat = self.roster.at(place)
+        if seat is not None:
+            yield Tell(seat.identity, Ping())
+            if seat.unreachable_since is not None:
+                yield from self._gone(seat, "is gone; another process takes its place")
+
+    def _look_at(self, peer: str, text: str) -> Iterator[Action]:
+        """A link to a peer broke. Is the peer gone, or was it only the link?"""
+        seat = self.roster.at(peer)
+        if seat is None or self.phase is Phase.OVER:
+            return
+        yield Tell(seat.identity, Ping())
+        if seat.unreachable_since is not None:
+            yield from self._gone(seat, f"is lost: {text}")
+        elif self.phase is not Phase.RECOVERING:
+            yield from self._recover(text)
+
+    def _gone(self, seat: Seat, how: str) -> Iterator[Action]:
+        if self.roster.remove(seat.identity) is None or self.phase is Phase.OVER:
+            return
+        if self.plan is None:
+            self.phase = Phase.GATHERING
+            self.board.notice(f"{seat} {how}; its place is free again")
+        elif not seat.planned or self.phase is Phase.RECOVERING:
+            self.board.notice(f"{seat} {how}", seat.place, seat.join.pid)
+        else:
+            yield from self._recover(f"{seat} {how}", seat)
+
+    def _recover(self, reason: str, lost: Seat | None = None) -> Iterator[Action]:
+        """Makes the plan void: everybody drops its work, whoever is lost may come back."""
+        if self.job is None or self.plan is None:
+            return
+        attempts, settings = self.recovery.again(self.round, reason), self.job.recover
+        if settings.wait_s == 0:
+            yield from self.finish(PeerLostError.exit_code, reason)
+            return
+        if attempts > settings.attempts:
+            text = f"round {self.round + 1} was begun again {settings.attempts} times (recover.attempts); the last time"
+            yield from self.finish(PeerLostError.exit_code, f"{text}: {reason}")
+            return
+        place, pid = (lost.place, lost.join.pid) if lost is not None else ("", 0)
+        self.board.notice(f"{reason}; round {self.round + 1} is begun again when everybody is here", place, pid)
+        yield from self._pause_all()
+
+    def _pause_all(self) -> Iterator[Action]:
+        self.phase = Phase.RECOVERING
+        self._since = None
+        for seat in self.roster:
+            seat.ready = False
+            if seat.planned and self.plan is not None:
+                yield Tell(seat.identity, Pause(plan=self.plan.version))
+        yield from self._maybe_replan()
+
+    def _maybe_replan(self, absent: frozenset[str] = frozenset()) -> Iterator[Action]:
+        """Publishes the next plan once everybody is here and has dropped the work of the last."""
+        plan, job = self.plan, self.job
+        if self.phase is not Phase.RECOVERING or plan is None or job is None or self.roster.missing(job) - absent:
+            return
+        if all(seat.paused >= plan.version for seat in self.roster):
+            yield from self._publish(plan.version + 1, plan.blocks, plan.bounds)
+
+    def _stop_waiting(self, job: Job) -> Iterator[Action]:
+        missing = self.roster.missing(job)
+        stuck = {seat.place for seat in self.roster if self.plan is not None and seat.paused < self.plan.version}
+        if missing and not stuck and self.recovery.may_leave_out(job, missing):
+            self.board.notice(f"goes on without {listed(missing)} (recover.quorum {job.recover.quorum:g})")
+            yield from self._maybe_replan(frozenset(missing))
+            return
+        who = f"{listed(missing)} did not come back" if missing else f"{listed(stuck)} did not answer"
+        text = f"{self.recovery.reason}; {who} within {job.recover.wait_s:g} s (recover.wait_s)"
+        yield from self.finish(PeerLostError.exit_code, text)
