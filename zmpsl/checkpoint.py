@@ -62,6 +62,7 @@ class Record(Struct, kw_only=True, forbid_unknown_fields=True):
         bounds: Block bounds of the parts.
         fingerprint: Of the model's block list.
         committed: Digest of every role's state by round, oldest first.
+        plan: Version of the last plan that may have been published.
     """
 
     run: str
@@ -69,6 +70,7 @@ class Record(Struct, kw_only=True, forbid_unknown_fields=True):
     bounds: tuple[int, ...]
     fingerprint: str
     committed: dict[int, dict[str, str]]
+    plan: int = 0
 
     @property
     def last(self) -> int:

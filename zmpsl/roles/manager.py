@@ -29,7 +29,6 @@ from zmpsl.messages import (
     Evaluated,
     Join,
     Leave,
-    Pause,
     Paused,
     Ping,
     Prepared,
@@ -180,8 +179,7 @@ class Manager(Recovering):
             yield Tell(who, Refused(exit_code=error.exit_code, text=str(error)))
             return
         yield Tell(who, Welcome(place=seat.place, job=self.job))
-        if join.plan:
-            yield Tell(who, Pause(plan=join.plan if self.plan is None else self.plan.version))
+        yield from self._clear(seat)
         if self.plan is not None:
             self.board.notice(f"{seat} has joined")
         yield from self._maybe_describe()
@@ -234,8 +232,8 @@ class Manager(Recovering):
         if self.job is None or self.phase is not Phase.DESCRIBING:
             return
         self._run = self._run or f"{self.job.name}-{time.strftime('%Y%m%d-%H%M%S')}"
-        # Above every plan that a member may still have work of, when this manager follows one that was lost.
-        version = 1 + max(seat.join.plan for seat in self.roster)
+        # Above every plan of which something may still be under way, when this manager follows one that was lost.
+        version = 1 + max(self.record.plan if self.record else 0, *(seat.join.plan for seat in self.roster))
         yield from self._publish(version, blocks, check_cuts(self.job, len(blocks)))
 
     def _publish(self, version: int, blocks: tuple[Block, ...], bounds: tuple[int, ...]) -> Iterator[Action]:
@@ -258,7 +256,7 @@ class Manager(Recovering):
             self.record = Record(
                 run=self._run, job=self.job, bounds=bounds, fingerprint=fingerprint(blocks), committed={}
             )
-        self.record.job = self.job
+        self.record.job, self.record.plan = self.job, version
         if self.folder is not None:
             write_record(self.folder, self.record)
             write_text(self.folder / "job.yaml", dump_job(self.job).encode())
@@ -266,7 +264,7 @@ class Manager(Recovering):
         self.board.planned(self.plan)
         self.phase, self._since = Phase.BUILDING, None
         for seat in self.roster:
-            seat.planned, seat.ready = True, False
+            seat.planned, seat.ready, seat.paused = True, False, 0
         for identity in self._everybody():
             yield Tell(identity, Publish(plan=self.plan))
 

@@ -88,5 +88,9 @@ class ManagerState(ABC):
             yield Tell(identity, message)
 
     @abstractmethod
+    def _maybe_describe(self) -> Iterator[Action]:
+        """Asks for the model's block list once everybody is here."""
+
+    @abstractmethod
     def _publish(self, version: int, blocks: tuple[Block, ...], bounds: tuple[int, ...]) -> Iterator[Action]:
         """Makes a plan for everybody who is here, from the last committed round on."""

@@ -9,7 +9,7 @@ from zmpsl.job.schema import Job
 from zmpsl.messages import Join, Pause, Ping, Welcome
 from zmpsl.roles.actions import Action, Tell
 from zmpsl.roles.manager_state import ManagerState, Phase
-from zmpsl.roles.roster import Seat, listed
+from zmpsl.roles.roster import NEW, Seat, listed
 
 __all__ = ["Recovering"]
 
@@ -21,8 +21,19 @@ class Recovering(ManagerState):
         """A member's connection was cut and is there again: what was said meanwhile may be lost."""
         seat.join = join
         yield Tell(seat.identity, Welcome(place=seat.place, job=self.job))
-        if self.plan is not None and seat.planned:
+        yield from self._clear(seat)
+        if self.phase is Phase.DESCRIBING:
+            self.phase = Phase.GATHERING
+            yield from self._maybe_describe()
+        elif self.plan is not None and seat.planned:
             yield from self._recover(f"{seat} was cut off from the manager for a moment")
+
+    def _clear(self, seat: Seat) -> Iterator[Action]:
+        """Sees to it that a member that has joined, perhaps again, works on no plan."""
+        if seat.join.plan:
+            yield Tell(seat.identity, Pause(plan=max(seat.join.plan, self.plan.version if self.plan else 0)))
+        else:
+            seat.paused = NEW
 
     def _make_room(self, place: str) -> Iterator[Action]:
         """Somebody asks for a place: is whoever had it still there?"""

@@ -11,7 +11,7 @@ from zmpsl.job.schema import Job
 from zmpsl.messages import PROTOCOL, Join
 from zmpsl.plan import AGGREGATOR, Peer, node_name, owner_name
 
-__all__ = ["Roster", "Seat", "listed", "places_of"]
+__all__ = ["NEW", "Roster", "Seat", "listed", "places_of"]
 
 # A role that has just begun has no work to drop.
 NEW = 1 << 62
@@ -48,7 +48,7 @@ class Seat:
         join: What it said of itself.
         place: The place it got.
         ready: It holds its base weights.
-        paused: The plan whose work it has dropped; it can take part in the next one.
+        paused: The last plan whose work it has dropped; NEW where it has worked on none.
         planned: It has a place in the current plan.
         unreachable_since: When its connection was found closed, None while it is open.
     """
@@ -110,7 +110,7 @@ class Roster:
                 f"place {place} is taken by process {taken[place].join.pid} on {taken[place].join.host}; "
                 f"two cannot hold it"
             )
-        seat = self._seats[identity] = Seat(identity, join, place, paused=0 if join.plan else NEW)
+        seat = self._seats[identity] = Seat(identity, join, place)
         return seat
 
     def surplus(self, job: Job) -> list[Seat]:

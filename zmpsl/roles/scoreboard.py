@@ -181,6 +181,10 @@ class Scoreboard:
         status = {0: "finished", 130: "interrupted"}.get(exit_code, "failed")
         now = time.time()
         self._emit(EndEvent(time=now, status=status, text=text, exit_code=exit_code, seconds=now - self._started))  # type: ignore[arg-type]
+        self.close()
+
+    def close(self) -> None:
+        """Closes the file of events."""
         if self._log is not None:
             self._log.close()
             self._log = None
