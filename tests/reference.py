@@ -57,17 +57,18 @@ class Owner:
     test_indices: Indices
 
 
-def train(job: Job, data_dir: Path | None = None) -> Reference:
+def train(job: Job, data_dir: Path | None = None, absent: Sequence[int] = ()) -> Reference:
     """Trains as the job says; cuts, compute nodes and the network play no part. Torch's random state is left as it was.
 
     Args:
         job: The job.
         data_dir: Folder of the data set, instead of the job's `data.dir`.
+        absent: Owners that are left out of every round.
     """
     data = {name: getattr(job.data, name) for name in job.data.__struct_fields__}
     if data_dir is not None:
         data["dir"] = str(data_dir)
-    owners = deal(job, load(Data(**data), job.seed))
+    owners = [owner for owner in deal(job, load(Data(**data), job.seed)) if owner.number not in absent]
     result = Reference()
     with torch.random.fork_rng(devices=[]):
         model = initial_model(job)

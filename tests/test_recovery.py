@@ -54,6 +54,12 @@ def disturbed(job_: Job, runs: Path, blows: list[tuple[str, signal.Signals]]) ->
     return results[0]
 
 
+def test_a_stopped_role_is_replaced(quiet: Path, tmp_path: Path):
+    """It answers nobody but keeps its connections: the manager's heartbeats tell."""
+    result = disturbed(job(*OVERRIDES, "network.lost_after_s=0.5"), tmp_path, [("node-1", signal.SIGSTOP)])
+    assert differing(load_state_dict(result.folder), load_state_dict(quiet)) == []
+
+
 @pytest.mark.parametrize("place", ["node-0", "node-1", "owner-1", "aggregator", "manager"])
 def test_a_killed_role_comes_back(quiet: Path, tmp_path: Path, place: str):
     result = disturbed(job(*OVERRIDES), tmp_path, [(place, signal.SIGKILL)])

@@ -172,10 +172,14 @@ class Evaluated(Message, frozen=True, kw_only=True, tag=True):
 
 
 class Broken(Message, frozen=True, kw_only=True, tag=True):
-    """The connection to a peer of the plan broke; what was under way on it may be lost."""
+    """The connection to a peer of the plan broke; what was under way on it may be lost.
+
+    Also said, with what was wrong, when a task came that does not follow what came before.
+    """
 
     plan: int
     peer: Name
+    text: Text = ""
 
 
 class Paused(Message, frozen=True, kw_only=True, tag=True):

@@ -113,7 +113,13 @@ class Station:
         self._waiting.clear()
 
     def _handle(self, task: Task) -> Iterator[Action]:
-        yield from self.member.handle(task)
+        try:
+            yield from self.member.handle(task)
+        except RemoteProtocolError as error:
+            # Something before it was lost, on a connection that is there again. No task is repeated: the round is.
+            self.strays += 1
+            yield from self.member.broken(_sender(task), str(error))
+            return
         outbox = self.outboxes.get(_sender(task))
         if outbox is not None:
             outbox.owe(task.owner, task.nbytes)

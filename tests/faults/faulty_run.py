@@ -7,6 +7,8 @@ each file is written. So many faults fall; then none do any more, and the run mu
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -15,11 +17,12 @@ from zmpsl.checkpoint import read_record
 from zmpsl.errors import LocalProtocolError, RemoteProtocolError, error_for
 from zmpsl.job import Job
 from zmpsl.launch.memory import MemoryRun, _Place
-from zmpsl.plan import AGGREGATOR
+from zmpsl.plan import AGGREGATOR, node_name, owner_name
 from zmpsl.roles.actions import Action, Tell
 from zmpsl.roles.aggregator import Aggregator
 from zmpsl.roles.compute import ComputeNode
 from zmpsl.roles.manager import Manager
+from zmpsl.roles.manager_state import Phase
 from zmpsl.roles.owner import DataOwner
 
 __all__ = ["Crash", "FaultyRun"]
@@ -46,18 +49,23 @@ class FaultyRun(MemoryRun):
         runs: Folder for the checkpoints.
         faults: How many fall.
         every: On average so many moves lie between two.
+        loses: Place of a role that dies in the first round and does not come back.
 
     Attributes:
         fallen: What happened, in words.
         commits: Digests by round, as every manager of the run wrote them.
     """
 
-    def __init__(self, job: Job, seed: int, runs: Path, faults: int = 5, every: int = 120) -> None:
+    def __init__(self, job: Job, seed: int, runs: Path, faults: int = 5, every: int = 120, loses: str = "") -> None:
         super().__init__(job, seed, runs)
         self.job, self.runs = job, runs
+        names = [AGGREGATOR, *map(node_name, range(job.nodes)), *map(owner_name, range(job.owners))]
+        for place, name in zip(self._places.values(), names, strict=True):
+            place.station.member.place = name  # as `zmpsl run` starts them: a place is for life
         self.fallen: list[str] = []
         self.commits: list[tuple[int, dict[str, str]]] = []
         self._left, self._every = faults, every
+        self._loses = loses
         self._armed = 0  # a crash falls inside the armed-th write from now
         self._now = 0.0
         self._gone: set[bytes] = set()
@@ -71,7 +79,11 @@ class FaultyRun(MemoryRun):
             for _ in range(LIMIT):
                 if self.manager.exit is not None:
                     break
-                if self._left and not self.random.randrange(self._every):
+                if self._loses and self.manager.phase is Phase.TRAINING:
+                    self._crash(self._by_name[self._loses])
+                    self._absent.clear()
+                    self._loses = ""
+                elif self._left and not self.random.randrange(self._every):
                     self._fault()
                 else:
                     self._step()
@@ -203,9 +215,6 @@ class FaultyRun(MemoryRun):
                     raise Crash
 
             return write
-
-        from contextlib import ExitStack
-        from importlib import import_module
 
         stack = ExitStack()
         for module, name in WRITES:

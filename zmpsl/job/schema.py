@@ -214,6 +214,15 @@ class Recover(Settings, frozen=True, forbid_unknown_fields=True, kw_only=True):
         Annotated[float, Meta(ge=0)],
         Meta(description="how long the other roles go on without the manager before they give up"),
     ] = 60.0
+    silent_s: Annotated[
+        Seconds,
+        Meta(
+            description=(
+                "a role that says nothing for so long hangs, and counts as lost though it is connected; longer than any"
+                " one batch takes on any device"
+            )
+        ),
+    ] = 600.0
     attempts: Annotated[Count, Meta(description="how often one round may be begun again before the run ends")] = 20
     quorum: Annotated[
         Share,

@@ -79,8 +79,7 @@ class Manager(Recovering):
             self.board.tell_progress(self.phase.value, self.round)
             for seat in self.roster:
                 yield Tell(seat.identity, Ping())
-        for peer, text in self.recovery.due(now).items():
-            yield from self._look_at(peer, text)
+        yield from self._look_around(now)
         if self.job is None or self.phase not in (Phase.GATHERING, Phase.DESCRIBING, Phase.BUILDING, Phase.RECOVERING):
             return
         if self._since is None:
@@ -121,6 +120,8 @@ class Manager(Recovering):
             yield from self._submit(who, message.job)
             return
         seat = self.roster.get(who)
+        if seat is not None:
+            seat.heard_at = None
         if isinstance(message, Leave):
             self._observers.discard(who)
             if seat is not None:
@@ -144,7 +145,7 @@ class Manager(Recovering):
             case _ if self.plan is None or message.plan != self.plan.version or self.phase is Phase.RECOVERING:
                 return  # of a plan that is void
             case Broken():
-                self.recovery.suspect(message.peer, f"{seat} lost its connection to {message.peer}")
+                self.recovery.suspect(message.peer, message.text or f"{seat} lost its connection to {message.peer}")
             case Progress():
                 if message.round == self.round:
                     self.board.progress(seat.place, message)

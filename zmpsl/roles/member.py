@@ -139,10 +139,10 @@ class Member:
             self._told_at = now
             yield Say(self.progress(self.plan))
 
-    def broken(self, peer: str) -> Iterator[Action]:
-        """Tells the manager that the connection to a peer of the plan broke."""
+    def broken(self, peer: str, text: str = "") -> Iterator[Action]:
+        """Tells the manager that the connection to a peer of the plan broke, or how else its tasks got lost."""
         if self.plan is not None:
-            yield Say(Broken(plan=self.plan.version, peer=peer))
+            yield Say(Broken(plan=self.plan.version, peer=peer, text=text[:3000]))
 
     def trouble(self, error: BaseException, exit_code: int) -> Iterator[Action]:
         """Tells the manager that we cannot go on."""

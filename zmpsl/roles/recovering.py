@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
 from zmpsl.errors import PeerLostError
 from zmpsl.job.schema import Job
-from zmpsl.messages import Join, Pause, Ping, Welcome
+from zmpsl.messages import Join, Pause, Ping, Refused, Welcome
 from zmpsl.roles.actions import Action, Tell
 from zmpsl.roles.manager_state import ManagerState, Phase
 from zmpsl.roles.roster import NEW, Seat, listed
@@ -42,6 +43,20 @@ class Recovering(ManagerState):
             yield Tell(seat.identity, Ping())
             if seat.unreachable_since is not None:
                 yield from self._gone(seat, "is gone; another process takes its place")
+
+    def _look_around(self, now: float) -> Iterator[Action]:
+        """Looks at whose link broke, and at who says nothing any more."""
+        for peer, text in self.recovery.due(now).items():
+            yield from self._look_at(peer, text)
+        limit = self.job.recover.silent_s if self.job is not None and self.plan is not None else math.inf
+        for seat in self.roster:
+            if seat.heard_at is None:
+                seat.heard_at = now
+            elif now - seat.heard_at > limit:
+                how = f"has said nothing for {limit:g} s (recover.silent_s)"
+                # It may wake up one day: then it must go.
+                yield Tell(seat.identity, Refused(exit_code=PeerLostError.exit_code, text=f"{seat} {how}"))
+                yield from self._gone(seat, how)
 
     def _look_at(self, peer: str, text: str) -> Iterator[Action]:
         """A link to a peer broke. Is the peer gone, or was it only the link?"""
@@ -93,7 +108,10 @@ class Recovering(ManagerState):
     def _maybe_replan(self, absent: frozenset[str] = frozenset()) -> Iterator[Action]:
         """Publishes the next plan once everybody is here and has dropped the work of the last."""
         plan, job = self.plan, self.job
-        if self.phase is not Phase.RECOVERING or plan is None or job is None or self.roster.missing(job) - absent:
+        if self.phase is not Phase.RECOVERING or plan is None or job is None:
+            return
+        left_out = {peer.name for peer in plan.owners if not peer.endpoint}  # nobody waits for them any more
+        if self.roster.missing(job) - absent - left_out:
             return
         if all(seat.paused >= plan.version for seat in self.roster):
             yield from self._publish(plan.version + 1, plan.blocks, plan.bounds)

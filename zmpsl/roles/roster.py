@@ -50,6 +50,7 @@ class Seat:
         ready: It holds its base weights.
         paused: The last plan whose work it has dropped; NEW where it has worked on none.
         planned: It has a place in the current plan.
+        heard_at: When it last said something, None before the manager has looked.
         unreachable_since: When its connection was found closed, None while it is open.
     """
 
@@ -59,6 +60,7 @@ class Seat:
     ready: bool = False
     paused: int = 0
     planned: bool = False
+    heard_at: float | None = None
     unreachable_since: float | None = None
 
     def __str__(self) -> str:

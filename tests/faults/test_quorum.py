@@ -1,0 +1,78 @@
+"""Owners that stay away: left out where the job allows it, until they are back."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+
+import msgspec
+import pytest
+from faulty_run import FaultyRun
+from helpers import ThreadedRun, differing, job, wait_for
+from reference import train
+from test_schedules import small
+
+from zmpsl.checkpoint import load_state_dict
+from zmpsl.errors import PeerLostError
+from zmpsl.job import Job
+from zmpsl.loop import Node
+from zmpsl.observe.events import NoticeEvent, PlanEvent
+from zmpsl.roles.manager_state import Phase
+from zmpsl.roles.owner import DataOwner
+
+
+def with_quorum(quorum: float, wait_s: float = 5) -> Job:
+    base = small(3, 1)
+    return msgspec.structs.replace(base, recover=msgspec.structs.replace(base.recover, quorum=quorum, wait_s=wait_s))
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_run_goes_on_without_an_owner_as_if_it_had_never_been(tmp_path: Path, seed: int):
+    run = FaultyRun(with_quorum(0.6), seed, tmp_path, faults=0, loses="owner-1")
+    run.run()
+    assert differing(load_state_dict(tmp_path / "memory"), train(run.job, absent=[1]).states[-1]) == []
+
+
+@pytest.mark.parametrize(("place", "quorum"), [("owner-1", 0.7), ("node-0", 0.1), ("aggregator", 0.1)])
+def test_below_the_quorum_or_without_a_node_the_run_ends(tmp_path: Path, place: str, quorum: float):
+    run = FaultyRun(with_quorum(quorum), 1, tmp_path, faults=0, loses=place)
+    with pytest.raises(PeerLostError, match=f"{place} did not come back within 5 s"):
+        run.run()
+
+
+def test_a_role_that_hangs_counts_as_lost(tmp_path: Path):
+    """Its connection is open and its heartbeats are answered, but its code does nothing: as a dead disk leaves it."""
+    awake = threading.Event()
+    settings = ["owners=2", "train.rounds=100000", "evaluate.every=0", "recover.silent_s=1", "recover.quorum=0.5"]
+    with ThreadedRun(
+        job("data.args.limit=96", "train.batch_size=16", *settings, "recover.wait_s=0.3"), tmp_path
+    ) as run:
+        manager = run.manager.manager
+        wait_for(lambda: manager.phase is Phase.TRAINING and manager.round > 0)
+        victim = next(node for node in run.nodes if node.member.place == "owner-1")
+        victim.member.wants_work = awake.wait  # type: ignore[method-assign, assignment]
+        wait_for(lambda: manager.plan is not None and manager.plan.active == (0,) and manager.phase is Phase.TRAINING)
+        awake.set()
+        assert victim.drain(10)
+        assert "has said nothing for 1 s" in str(victim.error)
+        assert run.manager.stop()
+
+
+def test_an_owner_that_was_left_out_takes_part_again(tmp_path: Path):
+    settings = ["owners=3", "train.rounds=100000", "evaluate.every=0", "recover.wait_s=0.3", "recover.quorum=0.5"]
+    with ThreadedRun(job("data.args.limit=96", "train.batch_size=16", *settings), tmp_path) as run:
+        manager = run.manager.manager
+        wait_for(lambda: manager.phase is Phase.TRAINING and manager.round > 0)
+        victim = next(node for node in run.nodes if node.member.place == "owner-1")
+        assert victim.stop()
+        wait_for(lambda: manager.plan is not None and manager.plan.active == (0, 2) and manager.phase is Phase.TRAINING)
+        left_out = manager.round
+        wait_for(lambda: manager.round > left_out + 1)
+        with Node(DataOwner(tmp_path, "owner-1"), run.manager.endpoint):
+            wait_for(lambda: manager.plan is not None and manager.plan.active == (0, 1, 2))
+            back = manager.round
+            wait_for(lambda: manager.round > back + 1)
+            texts = [event.text for event in run.events if isinstance(event, NoticeEvent)]
+            assert any("goes on without owner-1" in text for text in texts)
+            assert [event.owners for event in run.events if isinstance(event, PlanEvent)] == [3, 2, 3]
+            assert run.manager.stop()
