@@ -23,23 +23,6 @@ FIGURES: tuple[Callable[[Published], Section], ...] = (
     pipe.equation_3, pipe.equation_4, pipe.figure_10, splits.figure_11, splits.figure_12, rivals.figure_13a,
     rivals.figure_13b, horizontal.figure_14,
 )  # fmt: skip
-INTRO = """\
-# The MP-SL paper, reproduced
-
-The evaluation of "MP-SL: Multihop Parallel Split Learning" ([arXiv 2402.00208](https://arxiv.org/abs/2402.00208)), computed
-again with zmpsl's planner: exact solvers, the paper's cost model, and a discrete-event simulation. The inputs are the
-profiles and constants that the authors published in their code repository (seconds and bytes per block of ResNet-101 and
-VGG-19 on a Raspberry Pi 4 and a VM, batches of 128 CIFAR-10 images); what the paper shows without numbers was read off
-its vector figures. Nothing here was trained or measured on devices: this page tests the paper's formulas, its solver and
-the consistency of its numbers. P is the number of parts, N = P - 2 of them on compute nodes; K is the number of owners; a
-split is given by its cuts, (2, 26, 35) meaning blocks 2 to 25 on the first node and 26 to 34 on the second.
-
-*Pass* means that all compared values are within the tolerance given. Marks in the pictures are the paper's values, lines
-are ours. The page is written by `python bench/reproduce.py`, and a test computes it again.
-
-Not here: figure 1 (memory of a training on the Raspberry Pi; only its "up to 76 %" is printed, and it is a measurement) and
-figures 2 and 4 to 7 (drawings).
-"""
 
 
 def data_folder(given: Path | None) -> Path:
@@ -63,7 +46,9 @@ def main(data: Path | None, out: Path) -> None:
     for section in sections:
         if section.plot is not None:
             plots.draw(section.plot, folder)
-    (out / "reproduction.md").write_text(render(INTRO, sections), encoding="utf-8")
+    page = out / "reproduction.md"
+    page.write_text(render(sections), encoding="utf-8")
+    click.echo(f"{page} written", err=True)
 
 
 if __name__ == "__main__":

@@ -1,15 +1,32 @@
-"""From results to a page: what is compared with what, whether it agrees, and Markdown with a summary on top."""
+"""From results to a page: what is compared with what, whether it agrees, and the text with its numbers filled in."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from report import table
 
-__all__ = ["Check", "Group", "Panel", "Plot", "Section", "Series", "percent", "render"]
+__all__ = [
+    "Check",
+    "Group",
+    "Panel",
+    "Plot",
+    "Section",
+    "Series",
+    "anchor",
+    "fill",
+    "percent",
+    "pieces",
+    "render",
+    "section_text",
+    "summary",
+]
 
+TEMPLATE = Path(__file__).with_name("page.md")
+# Between these the page may differ from run to run.
 TIMED = ("<!-- timings: not the same in every run -->", "<!-- end of timings -->")
 
 
@@ -24,6 +41,11 @@ class Check:
     def difference(self) -> float:
         """(ours - paper) / paper."""
         return self.ours / self.paper - 1
+
+    @classmethod
+    def each(cls, paper: Iterable[float], ours: Iterable[float]) -> tuple[Check, ...]:
+        """Pairs of two rows of equal length."""
+        return tuple(cls(a, b) for a, b in zip(paper, ours, strict=True))
 
 
 @dataclass(frozen=True)
@@ -51,7 +73,7 @@ class Group:
 
     @property
     def verdict(self) -> str:
-        """pass, differs, or nothing to compare."""
+        """Pass, differs, or that there is nothing to compare."""
         if not self.checks:
             return "nothing to compare"
         return "pass" if self.passed == len(self.checks) else "**differs**"
@@ -64,7 +86,7 @@ class Group:
 
 @dataclass(frozen=True)
 class Series:
-    """A line of a plot, or marks alone for what the paper printed."""
+    """A line of a plot, or marks alone for what the paper printed; marks and dashes take the colour before them."""
 
     label: str
     x: Sequence[float | str]
@@ -86,7 +108,7 @@ class Panel:
 
 @dataclass(frozen=True)
 class Plot:
-    """A picture: file name without folder, what a reader who does not see it should know, panels side by side."""
+    """A picture: file name without folder and ending, words for who does not see it, panels side by side."""
 
     name: str
     alt: str
@@ -97,17 +119,14 @@ class Plot:
 class Section:
     """One figure or table of the paper.
 
-    `body` has {plot} where the picture goes. What is in `timings` differs from run to run and is marked as such.
+    `values` are what the text names as {figure_9[name]}; numbers may carry a format there.
     """
 
+    name: str
     title: str
-    shows: str
-    body: str
-    verdict: str
     groups: tuple[Group, ...]
+    values: Mapping[str, object] = field(default_factory=dict)
     plot: Plot | None = None
-    timings: str = ""
-    notes: tuple[str, ...] = field(default=())
 
 
 def percent(value: float, digits: int = 1) -> str:
@@ -115,25 +134,43 @@ def percent(value: float, digits: int = 1) -> str:
     return f"{100 * value:+.{digits}f} %"
 
 
-def render(intro: str, sections: Sequence[Section]) -> str:
-    """Gives the page as Markdown."""
-    parts = [intro.rstrip() + "\n", "## Summary\n", _summary(sections)]
-    return "\n".join(parts + [section_text(one) for one in sections])
+def render(sections: Sequence[Section], template: str | None = None) -> str:
+    """Gives the page as Markdown: the template with the sections' values, their pictures and the summary."""
+    text = TEMPLATE.read_text(encoding="utf-8") if template is None else template
+    fields: dict[str, object] = {one.name: _fields(one) for one in sections}
+    groups = [group for one in sections for group in one.groups if group.checks]
+    passed = sum(group.verdict == "pass" for group in groups)
+    counts = {"passed": passed, "compared": len(groups), "differ": len(groups) - passed}
+    return fill(text, {**fields, **counts, "summary": summary(sections)})
+
+
+def pieces(template: str | None = None) -> dict[str, str]:
+    """Gives the part of the template under each section's title, by name of the section."""
+    text = TEMPLATE.read_text(encoding="utf-8") if template is None else template
+    _, *found = re.split(r"^\{(\w+)\[title\]\}$", text, flags=re.M)
+    return dict(zip(found[::2], found[1::2], strict=True))
 
 
 def section_text(section: Section) -> str:
-    """Gives one section as Markdown; paragraphs are joined to lines of their own."""
-    picture = ""
+    """Gives one section of the page, with its heading."""
+    text = "{" + section.name + "[title]}\n" + pieces()[section.name]
+    return fill(text, {section.name: _fields(section)})
+
+
+def fill(text: str, fields: Mapping[str, object]) -> str:
+    """Fills in the fields; no more than one empty line stays between paragraphs."""
+    return re.sub(r"\n{3,}", "\n\n", text.format(**fields)).rstrip() + "\n"
+
+
+def _fields(section: Section) -> dict[str, object]:
+    fields = {"title": f"## {section.title}", **section.values}
     if section.plot is not None:
-        picture = f"![{section.plot.alt}](reproduction/{section.plot.name}.svg)"
-    body = section.body.replace("{plot}", picture)
-    parts = [f"## {section.title}\n", section.shows.strip() + "\n", body.strip() + "\n"]
-    if section.timings:
-        parts += [TIMED[0] + "\n", section.timings.strip() + "\n", TIMED[1] + "\n"]
-    return "\n".join([*parts, f"**Verdict.** {section.verdict.strip()}\n"])
+        fields["plot"] = f"![{section.plot.alt}](reproduction/{section.plot.name}.svg)"
+    return fields
 
 
-def _summary(sections: Sequence[Section]) -> str:
+def summary(sections: Sequence[Section]) -> str:
+    """Gives the table on top: one line per group."""
     rows = []
     for section in sections:
         for group in section.groups:
@@ -148,8 +185,7 @@ def _summary(sections: Sequence[Section]) -> str:
 def _tolerance(group: Group) -> str:
     if not group.checks:
         return "-"
-    reading = f" + {group.reading:g}" if group.reading else ""
-    return f"{100 * group.within:g} %{reading}"
+    return f"{100 * group.within:g} %" + (f" + {group.reading:g}" if group.reading else "")
 
 
 def anchor(title: str) -> str:

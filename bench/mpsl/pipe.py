@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from mpsl.page import Check, Group, Panel, Plot, Section, Series, percent
-from mpsl.published import SENDS, SLOW, Published
 from msgspec.structs import replace
 from report import table
 
+from mpsl.page import Check, Group, Panel, Plot, Section, Series, percent
+from mpsl.published import SENDS, SLOW, Published
 from zmpsl.planner.cost import Chain, Owners, PartTime, Transfers, pace, paper_time
 from zmpsl.planner.simulate import simulate
 
@@ -18,6 +18,7 @@ CUTS = {4: (2, 26, 35), 5: (2, 16, 26, 35)}
 CROSSED = Chain((PartTime(1.0, 0.3), PartTime(0.2, 1.1)))
 MIXES = ((30, 0), (20, 10), (15, 15), (10, 20), (0, 30))
 SLOWER = 7.25 / 3.15  # the paper's seconds per batch of d2 over d1
+TEXT_S = (0.062, 0.08)  # how much the model's epoch changes from all d1 to all d2, P = 4, 5
 
 
 def equation_3(data: Published) -> Section:
@@ -30,98 +31,108 @@ def equation_3(data: Published) -> Section:
         cases.append((f"ResNet P = {parts}", known.chain(cuts), known.owners(40, cuts), known.transfers(cuts)))
     rows, checks = [], []
     for name, chain, owners, transfers in cases:
-        full, beta = paper_time(chain, owners, transfers).full_s, pace(chain, owners, transfers).pace_s
-        played = simulate(chain, owners, transfers).pace_s
-        checks.append(Check(full, played))
-        rows.append((name, f"{full:.3f}", f"{beta:.3f}", f"{played:.3f}", percent(checks[-1].difference)))
-    return Section(
-        "Equation 3: the pace of a full pipe",
-        "T_full = max f_i + max b_i is the paper's time between two batches. A node does forward and backward work on one"
-        " processor, so a full pipe goes at beta = max (f_i + b_i). The two agree only where one node has both maxima.",
-        table(("chain", "eq. (3) s", "beta s", "simulated s per batch", "simulated to eq. (3)"), rows),
-        "Eq. (3) is an upper bound, not the pace. In the paper's own cases it is little too slow, for chains with unequal"
-        f" nodes it can be far off ({percent(checks[0].difference, 0)} in the constructed case). As the objective of the split it can"
-        " choose a worse one. zmpsl plans with beta; the paper's sum is an option.",
-        (Group("seconds per batch", tuple(checks), 0.01, remark="eq. (3) adds maxima of different nodes"),),
-    )  # fmt: skip
+        check = Check(paper_time(chain, owners, transfers).full_s, simulate(chain, owners, transfers).pace_s)
+        beta = pace(chain, owners, transfers).pace_s
+        checks.append(check)
+        rows.append((name, f"{check.paper:.3f}", f"{beta:.3f}", f"{check.ours:.3f}", percent(check.difference)))
+    head = ("chain", "eq. (3) s", "beta s", "simulated s per batch", "simulated to eq. (3)")
+    remark = "eq. (3) adds maxima of different nodes"
+    groups = (
+        Group("seconds per batch, the paper's chains", tuple(checks[1:]), 0.01),
+        Group("seconds per batch, nodes slow in different directions", (checks[0],), 0.01, remark=remark),
+    )
+    values = {"table": table(head, rows), "crossed": checks[0].paper / checks[0].ours}
+    return Section("equation_3", "Equation 3: the pace of a full pipe", groups, values)
 
 
 def equation_4(data: Published) -> Section:
     """Epochs with few owners: by eq. (4), by the lower bound, and played."""
     known, cuts = data.profile("resnet101"), CUTS[5]
     chain, transfers = known.chain(cuts), known.transfers(cuts)
-    rows, checks, columns = [], [], []
+    rows, formula, bound, played = [], [], [], []
     for count in FEW:
         owners = known.owners(count, cuts)
-        formula = paper_time(chain, owners, transfers).all_batches_s / 60
-        bound = pace(chain, owners, transfers).bound_s / 60
-        played = simulate(chain, owners, transfers).epoch_s / 60
-        checks.append(Check(formula, played))
-        columns.append((formula, bound, played))
-        rows.append((count, *(f"{one:.2f}" for one in columns[-1]), f"{played / formula:.2f}"))
+        formula.append(paper_time(chain, owners, transfers).all_batches_s / 60)
+        bound.append(pace(chain, owners, transfers).bound_s / 60)
+        played.append(simulate(chain, owners, transfers).epoch_s / 60)
+        last = (formula[-1], bound[-1], played[-1], played[-1] / formula[-1])
+        rows.append((count, *(f"{one:.2f}" for one in last)))
     found = pace(chain, known.owners(1, cuts), transfers)
-    minutes = list(zip(*columns, strict=True))
-    names = ("eq. (4)", "lower bound", "simulated")
-    return Section(
-        "Equation 4: few owners",
-        "Eq. (4) assumes a full pipe. An owner has one batch in flight, so K owners fill the pipe only if K is at least"
-        f" K_min = RTT / beta, where RTT is the time of a batch that has the pipe to itself. ResNet with P = 5, Raspberry Pi"
-        f" owners at 8 Mbit/s: RTT = {found.round_trip_s[0]:.2f} s, beta = {found.pace_s:.3f} s, K_min ="
-        f" {found.owners_to_fill:.1f}. The lower bound is max(r B K beta, r B RTT).",
-        table(("K", "eq. (4) min", "lower bound min", "simulated min", "simulated / eq. (4)"), rows) + "\n{plot}",
-        f"Below K_min eq. (4) is too low, by a factor of {checks[0].ours / checks[0].paper:.1f} for one owner; the paper never evaluates"
-        " it there, but gives no limit either. The lower bound is close everywhere. zmpsl warns when the owners do not fill the"
-        " pipe; micro-batches let fewer owners fill it.",
-        (Group(f"minutes, K = {FEW[0]} to {FEW[-1]}", tuple(checks), 0.02, remark=f"too low below K_min = {found.owners_to_fill:.1f}"),),
-        Plot("equation-4", "Minutes per epoch over K: eq. 4 goes to zero for few owners, simulation and bound do not", (
-            Panel("ResNet, P = 5", "owners K", "minutes per epoch", tuple(
-                Series(name, FEW, line, dashed=name == "lower bound") for name, line in zip(names, minutes, strict=True)
-            )),
-        )),
+    checks = Check.each(formula, played)
+    enough = [count >= found.owners_to_fill for count in FEW]
+    groups = (
+        Group(
+            f"minutes, K below K_min = {found.owners_to_fill:.1f}",
+            tuple(one for one, full in zip(checks, enough, strict=True) if not full), 0.02, remark="eq. (4) is too low",
+        ),
+        Group("minutes, K from 10 to 20", tuple(one for one, k in zip(checks, FEW, strict=True) if k >= 10), 0.02),
     )  # fmt: skip
+    head = ("K", "eq. (4) min", "lower bound min", "simulated min", "simulated / eq. (4)")
+    values = {
+        "table": table(head, rows),
+        "pace": found,
+        "round_trip": found.round_trip_s[0],
+        "one": played[0] / formula[0],
+    }
+    series = (
+        Series("eq. (4)", FEW, formula),
+        Series("simulated", FEW, played),
+        Series("lower bound", FEW, bound, dashed=True),
+    )
+    alt = "Minutes per epoch over K: eq. (4) goes to zero for few owners, simulation and bound do not"
+    plot = Plot("equation-4", alt, (Panel("ResNet, P = 5", "owners K", "minutes per epoch", series),))
+    return Section("equation_4", "Equation 4: few owners", groups, values, plot)
 
 
 def figure_10(data: Published) -> Section:
     """30 owners of two kinds."""
-    known, rows, panels, checks, changes, formula = data.profile("resnet101"), [], [], [], [], []
+    rows, panels, checks, changes, formula = [], [], [], [], []
+    names = [f"({fast}, {slow})" for fast, slow in MIXES]
     for parts, cuts in CUTS.items():
-        chain, transfers, base = known.chain(cuts), known.transfers(cuts), known.owners(30, cuts)
-        marks, played, deltas = [], [], []
-        for fast, slow in MIXES:
-            first, last = (_mixed(one, fast, slow) for one in (base.first, base.last))  # type: ignore[arg-type]
-            owners = replace(base, first=first, last=last)
-            real = data.rows("edgesys_fig4__paper_fig10_resnet101_K30.csv", P=str(parts), d1_d2=f"({fast},{slow})")[0]
-            marks.append(float(real["median_min"]))
-            played.append(simulate(chain, owners, transfers).epoch_s / 60)
-            deltas.append(paper_time(chain, owners, transfers, SENDS).total_s)
-        names = [f"({fast}, {slow})" for fast, slow in MIXES]
-        checks += [Check(a, b) for a, b in zip(marks, played, strict=True)]
+        marks = [_measured(data, parts, fast, slow) for fast, slow in MIXES]
+        times = [_times(data, cuts, fast, slow) for fast, slow in MIXES]
+        played = [one / 60 for one, _ in times]
+        checks += Check.each(marks, played)
         changes.append(60 * (max(played) - min(played)))
-        formula.append(deltas[-1] - deltas[0])
-        for what, values in (("measured median, paper", marks), ("simulated, ours", played)):
-            rows.append((f"P = {parts}", what, *(f"{one:.2f}" for one in values)))
-        panels.append(Panel(f"ResNet, P = {parts}", "owners (d1, d2)", "minutes per epoch", (
-            Series("simulated", names, played), Series("measured, paper", names, marks, paper=True),
-        )))  # fmt: skip
-    return Section(
-        "Figure 10: owners of two kinds",
-        f"Minutes of an epoch with 30 owners, some d1 and some d2. By the paper a d2 takes {SLOWER:.1f} times as long as a d1"
-        " (7.25 s and 3.15 s per batch; neither value follows from the profiles, so ours takes d1's profile and this factor).",
-        table(("", "minutes", *(f"({fast}, {slow})" for fast, slow in MIXES)), rows) + "\n{plot}",
-        "Slower owners do not matter while the pipe is full. In the simulation an epoch changes by at most"
-        f" {max(changes):.1f} s over the mixes. By eq. (5) it changes by"
-        f" {max(formula):.2f} s; the text says 0.06 and 0.08 s, which cannot be had from a factor of {SLOWER:.1f} on the"
-        " profile.",
-        (
-            Group("measured medians, simulated", tuple(checks), 0.02),
-            Group("change of eq. (5) from all d1 to all d2, s", tuple(Check(a, b) for a, b in zip((0.062, 0.08), formula, strict=True)), 0.1,
-                  remark="the text's seconds do not fit its own factor"),
-        ),
-        Plot("figure-10", "Minutes per epoch for five mixes of owners: flat, simulation on the measured medians", tuple(panels)),
-    )  # fmt: skip
+        formula.append(times[-1][1] - times[0][1])
+        for what, line in (("measured median, paper", marks), ("simulated, ours", played)):
+            rows.append((f"P = {parts}", what, *(f"{one:.2f}" for one in line)))
+        series = (Series("simulated", names, played), Series("measured, paper", names, marks, paper=True))
+        panels.append(Panel(f"ResNet, P = {parts}", "owners (d1, d2)", "minutes per epoch", series))
+    kinds = data.rows("emulation_rpi_stats.csv", commit="1009610..beef666")
+    emulated = [float(row["first_part_fwd_ms"]) + float(row["first_part_bwd_ms"]) for row in kinds]
+    remark = "the text's seconds do not fit its own factor"
+    groups = (
+        Group("measured medians, simulated", tuple(checks), 0.02),
+        Group("change of eq. (5) from all d1 to all d2, s", Check.each(TEXT_S, formula), 0.1, remark=remark),
+    )
+    values = {
+        "table": table(("", "minutes", *names), rows),
+        "slower": SLOWER,
+        "changes": max(changes),
+        "formula": max(formula),
+        "emulated": abs(emulated[0] - emulated[1]) / 1000,
+    }
+    alt = "Minutes per epoch for five mixes of owners: flat, the simulation on the measured medians"
+    return Section("figure_10", "Figure 10: owners of two kinds", groups, values, Plot("figure-10", alt, tuple(panels)))
 
 
-def _mixed(part: PartTime, fast: int, slow: int) -> tuple[PartTime, ...]:
-    """Seconds of one part on every owner."""
-    slower = PartTime(SLOWER * part.forward_s, SLOWER * part.backward_s, SLOWER * part.update_s)
-    return (part,) * fast + (slower,) * slow
+def _measured(data: Published, parts: int, fast: int, slow: int) -> float:
+    """Minutes, the median of the paper's box plot."""
+    name = "edgesys_fig4__paper_fig10_resnet101_K30.csv"
+    return float(data.rows(name, P=str(parts), d1_d2=f"({fast},{slow})")[0]["median_min"])
+
+
+def _times(data: Published, cuts: tuple[int, ...], fast: int, slow: int) -> tuple[float, float]:
+    """Seconds of an epoch with so many owners of each kind: simulated, and by eq. (5)."""
+    known = data.profile("resnet101")
+    chain, transfers = known.chain(cuts), known.transfers(cuts)
+    base = known.owners(fast + slow, cuts)
+    rows = [(one.first, one.last) for one in base.each()]
+    rows[fast:] = [(_slower(first), _slower(last)) for first, last in rows[fast:]]
+    owners = replace(base, first=tuple(first for first, _ in rows), last=tuple(last for _, last in rows))
+    return simulate(chain, owners, transfers).epoch_s, paper_time(chain, owners, transfers, SENDS).total_s
+
+
+def _slower(part: PartTime) -> PartTime:
+    return PartTime(SLOWER * part.forward_s, SLOWER * part.backward_s, SLOWER * part.update_s)

@@ -29,7 +29,7 @@ def draw(plot: Plot, folder: Path) -> Path:
     import matplotlib.pyplot as plt
 
     with mpl.rc_context(STYLE):
-        figure, axes = plt.subplots(1, len(plot.panels), figsize=(4.3 * len(plot.panels), 3.3), squeeze=False)
+        figure, axes = plt.subplots(1, len(plot.panels), figsize=(4.3 * len(plot.panels), 3.8), squeeze=False)
         for axis, panel in zip(axes[0], plot.panels, strict=True):
             _panel(axis, panel)
         figure.tight_layout()
@@ -41,18 +41,24 @@ def draw(plot: Plot, folder: Path) -> Path:
 
 def _panel(axis: Axes, panel: Panel) -> None:
     """A line and the marks after it have one colour: what the paper says about the same thing."""
-    colour = -1
+    from matplotlib.ticker import MaxNLocator
+
+    colour, named = -1, set()
     for series in panel.series:
         colour += not (series.paper or series.dashed) or colour < 0
         own = COLOURS[colour % len(COLOURS)]
+        label = "_nolegend_" if series.label in named else series.label
+        named.add(series.label)
         if series.paper:
-            axis.plot(series.x, series.y, "o", color=own, mfc="white", ms=6, mew=1.4, label=series.label, zorder=3)
+            axis.plot(series.x, series.y, "o", color=own, mfc="white", ms=6, mew=1.4, label=label, zorder=3)
         else:
             style = "--" if series.dashed else "-"
-            axis.plot(series.x, series.y, style, color=own, marker=".", ms=4, lw=1.4, label=series.label)
+            axis.plot(series.x, series.y, style, color=own, marker=".", ms=4, lw=1.4, label=label)
     axis.set(title=panel.title, xlabel=panel.x_label, ylabel=panel.y_label)
     if panel.log:
         axis.set_yscale("log")
     else:
-        axis.set_ylim(bottom=0)
-    axis.legend()
+        axis.set_ylim(bottom=0, top=1.08 * max(max(series.y) for series in panel.series))
+    if not isinstance(panel.series[0].x[0], str):
+        axis.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
+    axis.legend(loc="upper center", bbox_to_anchor=(0.5, -0.17), ncols=2)

@@ -14,7 +14,7 @@ from zmpsl.planner.problem import BlockCost, NodeLink, NodeSpec, Objective, Prob
 
 __all__ = [
     "BATCHES", "BETWEEN", "COUNTS", "KIB", "LOCAL_EPOCHS", "MIB", "MODELS", "SENDS", "SLOW", "VGG_OWNER_BYTES", "Cuts",
-    "Profile", "Published", "total",
+    "Profile", "Published", "nodes_of", "total",
 ]  # fmt: skip
 
 Cuts = tuple[int, ...]
@@ -114,3 +114,8 @@ def total(parts: tuple[PartTime, ...]) -> PartTime:
     """Blocks one after the other on one device."""
     columns = zip(*((part.forward_s, part.backward_s, part.update_s) for part in parts), strict=True)
     return PartTime(*(math.fsum(column) for column in columns))
+
+
+def nodes_of(number: int) -> tuple[NodeSpec, ...]:
+    """Equal nodes without a memory limit."""
+    return tuple(NodeSpec(f"c{i}") for i in range(number))
