@@ -84,7 +84,7 @@ def saved(tmp_path: Path) -> tuple[Path, Plan, Layout, np.ndarray]:
 
 def load(run: Path, plan: Plan, layout: Layout, flat: np.ndarray, round_: int = 0) -> np.ndarray:
     back = np.zeros_like(flat)
-    load_parts(run, plan, round_, range(plan.parts), layout, back, digest(flat))
+    load_parts(run, plan.bounds, round_, range(plan.parts), layout, back, digest(flat))
     return back
 
 
@@ -124,7 +124,7 @@ class TestParts:
         assert [path.name for path in round_folder(tmp_path, 9).iterdir()] == ["part-1.safetensors"]
         back = np.ones_like(flat)
         back[:] = 0
-        load_parts(tmp_path, plan, 9, [1], layout, back, digest(flat))
+        load_parts(tmp_path, plan.bounds, 9, [1], layout, back, digest(flat))
 
     def test_a_later_state_replaces_an_earlier_one(self, saved: tuple[Path, Plan, Layout, np.ndarray]) -> None:
         run, plan, layout, _ = saved
@@ -140,7 +140,7 @@ class TestParts:
     ) -> None:
         run, plan, layout, flat = saved
         with pytest.raises(CheckpointError) as caught:
-            load_parts(run, plan, 0, range(plan.parts), layout, np.zeros_like(flat), "ab" * 32)
+            load_parts(run, plan.bounds, 0, range(plan.parts), layout, np.zeros_like(flat), "ab" * 32)
         assert digest(flat)[:16] in str(caught.value)
         assert "abababababababab" in str(caught.value)
         assert "round 0" in str(caught.value)

@@ -140,6 +140,16 @@ def test_resumed_run_equals_uninterrupted(tmp_path: Path, seed: int):
     assert differing(load_state_dict(tmp_path / "memory"), reference(wanted).states[-1]) == []
 
 
+@pytest.mark.parametrize(("hops", "more"), [(1, []), (3, ["first_cut=2"]), (2, ["cuts=[2, 3, 4]"])])
+def test_resumed_run_may_be_cut_differently(tmp_path: Path, hops: int, more: list[str]):
+    """The last checkpoint is read whoever wrote which part of it; also the owners' parts may change."""
+    momentum = ["optimizer.momentum=0.9", "optimizer.state=average"]
+    MemoryRun(settings("batch-norm", 2, 3, 1, "train.rounds=1", *momentum), 1, tmp_path).run()
+    wanted = settings("batch-norm", hops, 3, 1, *momentum, *more)
+    MemoryRun(wanted, 2, tmp_path, resume=read_record(tmp_path / "memory")).run()
+    assert differing(load_state_dict(tmp_path / "memory"), reference(wanted).states[-1]) == []
+
+
 @pytest.mark.parametrize("model", MODELS)
 def test_over_tcp_with_random_delays(model: str):
     wanted = settings(model, 2, 3, 1 if model == "batch-norm" else 4, "network.jitter_s=0.004")

@@ -15,7 +15,7 @@ from __future__ import annotations
 import os
 import re
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import msgspec
@@ -27,12 +27,13 @@ from safetensors.numpy import load_file, save_file
 
 from zmpsl.errors import CheckpointError
 from zmpsl.job.schema import Job
-from zmpsl.plan import Plan
-from zmpsl.state import Flat, Layout, Segment, digest
+from zmpsl.plan import AGGREGATOR, Plan, node_name
+from zmpsl.state import Flat, Layout, Segment, digest, ends_layout, layout_of
 
 __all__ = [
     "Record",
     "load_parts",
+    "load_state",
     "load_state_dict",
     "prune",
     "read_record",
@@ -59,7 +60,7 @@ class Record(Struct, kw_only=True, forbid_unknown_fields=True):
     Attributes:
         run: Name of the run.
         job: The job as it was submitted, with all defaults.
-        bounds: Block bounds of the parts.
+        bounds: Block bounds of the parts, as of the last committed round.
         fingerprint: Of the model's block list.
         committed: Digest of every role's state by round, oldest first.
         plan: Version of the last plan that may have been published.
@@ -125,8 +126,8 @@ def round_folder(run: Path, round_: int) -> Path:
     return run / "checkpoints" / f"round-{round_:05d}"
 
 
-def _files(plan: Plan, part: int, layout: Layout) -> Iterable[tuple[str, list[Segment]]]:
-    indices = plan.blocks_of(part)
+def _files(bounds: tuple[int, ...], part: int, layout: Layout) -> Iterable[tuple[str, list[Segment]]]:
+    indices = range(bounds[part], bounds[part + 1])
     mine = [segment for segment in layout.segments if int(segment.name.split(".", 1)[0]) in indices]
     yield f"part-{part}.safetensors", [segment for segment in mine if not segment.is_optimizer]
     extra = [segment for segment in mine if segment.is_optimizer]
@@ -143,7 +144,7 @@ def save_parts(run: Path, plan: Plan, round_: int, parts: Iterable[int], layout:
     folder = round_folder(run, round_)
     views = layout.views(flat)
     for part in parts:
-        for name, segments in _files(plan, part, layout):
+        for name, segments in _files(plan.bounds, part, layout):
             path, temporary = folder / name, folder / f"{name}.tmp"
             try:
                 folder.mkdir(parents=True, exist_ok=True)
@@ -159,14 +160,51 @@ def save_parts(run: Path, plan: Plan, round_: int, parts: Iterable[int], layout:
                 raise CheckpointError(f"cannot write {path}: {error}") from error
 
 
+def load_state(run: Path, plan: Plan, layout: Layout, flat: Flat) -> None:
+    """Reads what a role must hold when a run goes on, whichever roles had stored it under whatever cuts.
+
+    Args:
+        run: The run's folder.
+        plan: The plan; tells from which round on, and how the state before it was cut.
+        layout: Layout of `flat`.
+        flat: Overwritten.
+
+    Raises:
+        CheckpointError: A file is missing or damaged, or the state is not the one that was committed.
+    """
+    bounds = plan.stored or plan.bounds
+    wanted = {segment.name for segment in layout.segments}
+    views = layout.views(flat)
+    for place, parts, theirs in _stored_states(plan, bounds):
+        mine = [segment.name for segment in theirs.segments if segment.name in wanted]
+        if not mine:
+            continue
+        same = theirs == layout
+        state = flat if same else np.zeros(theirs.nbytes, np.uint8)
+        load_parts(run, bounds, plan.start_round - 1, parts, theirs, state, plan.digests[place])
+        if not same:
+            found = theirs.views(state)
+            for name in mine:
+                views[name][...] = found[name]
+
+
+def _stored_states(plan: Plan, bounds: tuple[int, ...]) -> Iterator[tuple[str, tuple[int, ...], Layout]]:
+    """Who stored which parts, laid out how, under these bounds."""
+    last = len(bounds) - 2
+    yield AGGREGATOR, (0, last), ends_layout(plan.blocks, bounds, plan.job.optimizer)
+    for part in range(1, last):
+        indices = range(bounds[part], bounds[part + 1])
+        yield node_name(part - 1), (part,), layout_of(plan.blocks, indices, plan.job.optimizer)
+
+
 def load_parts(
-    run: Path, plan: Plan, round_: int, parts: Iterable[int], layout: Layout, flat: Flat, expected: str
+    run: Path, bounds: tuple[int, ...], round_: int, parts: Iterable[int], layout: Layout, flat: Flat, expected: str
 ) -> None:
     """Reads parts back into one flat state.
 
     Args:
         run: The run's folder.
-        plan: The plan.
+        bounds: The bounds of the parts.
         round_: Which round.
         parts: Which parts.
         layout: Layout of `flat`.
@@ -178,7 +216,7 @@ def load_parts(
     """
     views = layout.views(flat)
     for part in parts:
-        for name, segments in _files(plan, part, layout):
+        for name, segments in _files(bounds, part, layout):
             tensors = _read(round_folder(run, round_) / name)
             for segment in segments:
                 tensor = tensors.get(segment.name)

@@ -90,7 +90,8 @@ class Plan(Struct, frozen=True, kw_only=True):
         nodes: The chain, in hop order.
         owners: The data owners, by index; one that is left out has no endpoint.
         start_round: First round to train; above 0 when a run is resumed.
-        digests: Digest of every part's state at `start_round`, empty for a fresh start.
+        digests: Digest of every role's state at `start_round`, empty for a fresh start.
+        stored: The bounds under which that state was stored, where they are not this plan's.
     """
 
     version: int
@@ -103,6 +104,7 @@ class Plan(Struct, frozen=True, kw_only=True):
     owners: tuple[Peer, ...]
     start_round: int = 0
     digests: dict[str, str] = {}
+    stored: tuple[int, ...] = ()
 
     @property
     def parts(self) -> int:

@@ -49,23 +49,37 @@ class FaultyRun(MemoryRun):
         runs: Folder for the checkpoints.
         faults: How many fall.
         every: On average so many moves lie between two.
-        loses: Place of a role that dies in the first round and does not come back.
+        loses: Place of a role that dies and does not come back.
+        loses_in: Round in which it dies.
+        standby: Number of stand-by nodes.
 
     Attributes:
         fallen: What happened, in words.
         commits: Digests by round, as every manager of the run wrote them.
     """
 
-    def __init__(self, job: Job, seed: int, runs: Path, faults: int = 5, every: int = 120, loses: str = "") -> None:
+    def __init__(
+        self,
+        job: Job,
+        seed: int,
+        runs: Path,
+        faults: int = 5,
+        every: int = 120,
+        loses: str = "",
+        loses_in: int = 0,
+        standby: int = 0,
+    ) -> None:
         super().__init__(job, seed, runs)
         self.job, self.runs = job, runs
         names = [AGGREGATOR, *map(node_name, range(job.nodes)), *map(owner_name, range(job.owners))]
         for place, name in zip(self._places.values(), names, strict=True):
             place.station.member.place = name  # as `zmpsl run` starts them: a place is for life
+        for number in range(len(names), len(names) + standby):
+            self._places[number] = _Place(ComputeNode(runs, "standby"), number)
         self.fallen: list[str] = []
         self.commits: list[tuple[int, dict[str, str]]] = []
         self._left, self._every = faults, every
-        self._loses = loses
+        self._loses, self._loses_in = loses, loses_in
         self._armed = 0  # a crash falls inside the armed-th write from now
         self._now = 0.0
         self._gone: set[bytes] = set()
@@ -79,7 +93,7 @@ class FaultyRun(MemoryRun):
             for _ in range(LIMIT):
                 if self.manager.exit is not None:
                     break
-                if self._loses and self.manager.phase is Phase.TRAINING:
+                if self._loses and self.manager.phase is Phase.TRAINING and self.manager.round == self._loses_in:
                     self._crash(self._by_name[self._loses])
                     self._absent.clear()
                     self._loses = ""

@@ -40,6 +40,32 @@ def test_below_the_quorum_or_without_a_node_the_run_ends(tmp_path: Path, place: 
         run.run()
 
 
+@pytest.mark.parametrize("place", ["node-0", "node-1"])
+@pytest.mark.parametrize("loses_in", [0, 2])
+def test_a_standby_node_takes_the_place_of_a_lost_one(tmp_path: Path, place: str, loses_in: int):
+    run = FaultyRun(with_quorum(1.0, wait_s=50), 2, tmp_path, faults=0, loses=place, loses_in=loses_in, standby=1)
+    run.run()
+    assert differing(load_state_dict(tmp_path / "memory"), train(run.job).states[-1]) == []
+
+
+@pytest.mark.parametrize("place", ["node-0", "node-1"])
+@pytest.mark.parametrize("loses_in", [0, 1])
+@pytest.mark.parametrize("kept", ["reset", "average"])
+def test_the_run_goes_on_with_fewer_nodes_under_other_cuts(tmp_path: Path, place: str, loses_in: int, kept: str):
+    """Cuts change no result, and the parts come from the checkpoint whoever wrote them."""
+    wanted = with_quorum(1.0)
+    wanted = msgspec.structs.replace(
+        wanted,
+        recover=msgspec.structs.replace(wanted.recover, fewer_nodes=True),
+        optimizer=msgspec.structs.replace(wanted.optimizer, state=kept),
+    )
+    run = FaultyRun(wanted, 2, tmp_path, faults=0, loses=place, loses_in=loses_in)
+    run.run()
+    assert run.manager.plan is not None
+    assert len(run.manager.plan.nodes) == 1
+    assert differing(load_state_dict(tmp_path / "memory"), train(run.job).states[-1]) == []
+
+
 def test_a_role_that_hangs_counts_as_lost(tmp_path: Path):
     """Its connection is open and its heartbeats are answered, but its code does nothing: as a dead disk leaves it."""
     awake = threading.Event()

@@ -210,6 +210,19 @@ class Recover(Settings, frozen=True, forbid_unknown_fields=True, kw_only=True):
         Annotated[float, Meta(ge=0)],
         Meta(description="how long the run waits for a lost role to come back; 0 ends the run when a role is lost"),
     ] = 30.0
+    standby_after_s: Annotated[
+        Annotated[float, Meta(ge=0)],
+        Meta(description="how long a lost compute node has before a stand-by node (`--place standby`) takes its place"),
+    ] = 5.0
+    fewer_nodes: Annotated[
+        bool,
+        Meta(
+            description=(
+                "go on with the compute nodes that are left, under new cuts, when one is not back after `wait_s`; every"
+                " role must be able to read all part files of the last checkpoint"
+            )
+        ),
+    ] = False
     manager_wait_s: Annotated[
         Annotated[float, Meta(ge=0)],
         Meta(description="how long the other roles go on without the manager before they give up"),

@@ -96,15 +96,10 @@ def prepare(job: Job, runs: Path, name: str | None, resume: bool) -> Path:
     folder = runs / (name or _free_name(runs, job.name))
     if resume:
         record = read_record(folder)
-        if (record.job.owners, record.job.nodes, record.job.model, record.job.seed) != (
-            job.owners,
-            job.nodes,
-            job.model,
-            job.seed,
-        ):
+        if (record.job.owners, record.job.model, record.job.seed) != (job.owners, job.model, job.seed):
             raise JobError(
-                f"{folder}: a run goes on with the owners, compute nodes, model and seed it began with; of the rest,"
-                " train.rounds may change"
+                f"{folder}: a run goes on with the owners, model and seed it began with; of the rest, rounds, cuts and"
+                " compute nodes may change"
             )
     elif (folder / "record.json").exists():
         raise JobError(f"{folder} already holds a run; go on with it by --resume {folder}, or choose another name")

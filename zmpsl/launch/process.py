@@ -81,8 +81,8 @@ def manager_process(runs: Path, run: str, resume: bool, bind: str, ready: Connec
     sys.exit(guarded(work))
 
 
-def member_process(role: str, runs: Path, run: str, place: str, endpoint: str) -> None:
-    """A compute node, data owner or aggregator."""
+def member_process(role: str, runs: Path, run: str, name: str, place: str, endpoint: str) -> None:
+    """A compute node, data owner or aggregator; `name` is that of its log, `place` the one it asks for."""
     from zmpsl.loop import Node
 
     def work() -> None:
@@ -90,7 +90,7 @@ def member_process(role: str, runs: Path, run: str, place: str, endpoint: str) -
         quiet_signals(node.ask_to_stop)
         node.run()
 
-    _log_to(runs / run, place)
+    _log_to(runs / run, name)
     sys.exit(guarded(work))
 
 

@@ -33,6 +33,7 @@ class _Role:
     """One role, in whichever process it runs now.
 
     Attributes:
+        wish: The place its process asks for; any, once its own is not to be had.
         process: The current process.
         restarts: How often it was started again.
         due: When it is to be started again, in seconds of the monotonic clock; None while it runs.
@@ -40,6 +41,7 @@ class _Role:
 
     role: str
     place: str
+    wish: str
     process: BaseProcess
     restarts: int = 0
     due: float | None = None
@@ -82,7 +84,7 @@ class Processes:
             *(("owner", owner_name(i)) for i in range(self._job.owners)),
         ]
         for role, place in roles:
-            self._members[place] = _Role(role, place, self._start_member(role, place))
+            self._members[place] = _Role(role, place, place, self._start_member(role, place, place))
 
     def over(self) -> bool:
         """Looks after everybody, and tells whether the run is over: the manager has ended and does not come back."""
@@ -149,10 +151,10 @@ class Processes:
         self._start_manager(self._endpoint)
         return True
 
-    def _start_member(self, role: str, place: str) -> BaseProcess:
+    def _start_member(self, role: str, name: str, place: str) -> BaseProcess:
         context = self._fresh if role == "aggregator" else self._forked
-        arguments = (role, self._folder.parent, self._folder.name, place, self._endpoint)
-        process: BaseProcess = context.Process(target=member_process, args=arguments, name=place, daemon=True)
+        arguments = (role, self._folder.parent, self._folder.name, name, place, self._endpoint)
+        process: BaseProcess = context.Process(target=member_process, args=arguments, name=name, daemon=True)
         process.start()
         return process
 
@@ -162,9 +164,9 @@ class Processes:
         if role.due is None:
             patience_s = PATIENCE_S[min(role.restarts, len(PATIENCE_S) - 1)]
             if role.process.exitcode == JoinError.exit_code:  # its place is not free yet
-                patience_s = PATIENCE_S[-1]
+                patience_s, role.wish = PATIENCE_S[-1], ""
             role.due = now + patience_s
         elif now >= role.due:
             role.due = None
             role.restarts += 1
-            role.process = self._start_member(role.role, role.place)
+            role.process = self._start_member(role.role, role.place, role.wish)

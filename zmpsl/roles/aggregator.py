@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from zmpsl.checkpoint import load_parts, prune, save_parts
+from zmpsl.checkpoint import load_state, prune, save_parts
 from zmpsl.errors import CheckpointError, RemoteProtocolError
 from zmpsl.messages import Prepared, Ready
 from zmpsl.plan import AGGREGATOR, Plan, owner_name
@@ -38,15 +38,7 @@ class Aggregator(Member):
             if self.folder is None:
                 raise CheckpointError("a run that goes on needs a folder with its checkpoints")
             flat = np.zeros(self.layout.nbytes, np.uint8)
-            load_parts(
-                self.folder,
-                plan,
-                plan.start_round - 1,
-                (0, plan.parts - 1),
-                self.layout,
-                flat,
-                plan.digests[AGGREGATOR],
-            )
+            load_state(self.folder, plan, self.layout, flat)
             yield from self._send_global(plan, plan.start_round - 1, flat)
         yield Say(Ready(plan=plan.version))
 

@@ -6,10 +6,10 @@ from collections.abc import Iterator
 
 import torch
 
-from zmpsl.checkpoint import load_parts, prune, save_parts
+from zmpsl.checkpoint import load_state, prune, save_parts
 from zmpsl.engine.build import check_model
 from zmpsl.engine.compute import ComputeEngine
-from zmpsl.errors import RemoteProtocolError
+from zmpsl.errors import CheckpointError, RemoteProtocolError
 from zmpsl.messages import Prepared, Ready
 from zmpsl.plan import Plan, node_name, owner_name
 from zmpsl.roles.actions import Action, Connect, Say, Send
@@ -109,8 +109,5 @@ class ComputeNode(Member):
 
     def _load(self, plan: Plan) -> None:
         if self.folder is None:
-            raise RemoteProtocolError("a run that goes on needs a folder with its checkpoints")
-        base = self.engine.base
-        load_parts(
-            self.folder, plan, plan.start_round - 1, [self.part], base.layout, base.flat, plan.digests[self.place]
-        )
+            raise CheckpointError("a run that goes on needs a folder with its checkpoints")
+        load_state(self.folder, plan, self.engine.base.layout, self.engine.base.flat)

@@ -85,9 +85,9 @@ class Manager(Recovering):
         if self._since is None:
             self._since = now
         waited_s = now - self._since
-        if self.phase is Phase.RECOVERING and waited_s > self.job.recover.wait_s:
-            yield from self._stop_waiting(self.job)
-        elif self.phase is not Phase.RECOVERING and waited_s > self.job.network.join_timeout_s:
+        if self.phase is Phase.RECOVERING:
+            yield from self._wait(self.job, waited_s)
+        elif waited_s > self.job.network.join_timeout_s:
             limit = self.job.network.join_timeout_s
             text = f"after {limit:g} s (network.join_timeout_s) {self._who_is_missing(self.job)}"
             yield from self.finish(JoinError.exit_code, text)
@@ -240,7 +240,7 @@ class Manager(Recovering):
     def _publish(self, version: int, blocks: tuple[Block, ...], bounds: tuple[int, ...]) -> Iterator[Action]:
         if self.job is None or self._run is None:
             raise LocalProtocolError("a plan needs a job")
-        start, digests = self._resume_point(blocks, bounds)
+        start, digests = self._resume_point(blocks)
         self.plan = Plan(
             version=version,
             run=self._run,
@@ -252,6 +252,7 @@ class Manager(Recovering):
             owners=tuple(self.roster.peer(owner_name(index)) for index in range(self.job.owners)),
             start_round=start,
             digests=digests,
+            stored=self.record.bounds if start and self.record is not None and self.record.bounds != bounds else (),
         )
         if self.record is None:
             self.record = Record(
@@ -265,19 +266,19 @@ class Manager(Recovering):
         self.board.planned(self.plan)
         self.phase, self._since = Phase.BUILDING, None
         for seat in self.roster:
-            seat.planned, seat.ready, seat.paused = True, False, 0
+            if not seat.standby:
+                seat.planned, seat.ready, seat.paused = True, False, 0
         for identity in self._everybody():
             yield Tell(identity, Publish(plan=self.plan))
 
-    def _resume_point(self, blocks: tuple[Block, ...], bounds: tuple[int, ...]) -> tuple[int, dict[str, str]]:
+    def _resume_point(self, blocks: tuple[Block, ...]) -> tuple[int, dict[str, str]]:
         record = self.record
         if record is None or record.last < 0:
             return 0, {}
-        if record.fingerprint != fingerprint(blocks) or record.bounds != bounds:
+        if record.fingerprint != fingerprint(blocks):
             raise JobError(
-                f"run {record.run} was made with model fingerprint {record.fingerprint} and bounds"
-                f" {list(record.bounds)}, now they are {fingerprint(blocks)} and {list(bounds)}; a run can only go on"
-                " with the same model and cuts"
+                f"run {record.run} was made with model fingerprint {record.fingerprint}, now it is"
+                f" {fingerprint(blocks)}; a run can only go on with the same model"
             )
         return record.last + 1, record.committed[record.last]
 
@@ -300,11 +301,11 @@ class Manager(Recovering):
         if self.job is not None and self.round >= self.job.train.rounds:
             yield from self.finish(0, f"{self.job.train.rounds} rounds committed")
             return
-        if any(not seat.planned for seat in self.roster):  # who was left out is back
+        if any(not seat.planned and not seat.standby for seat in self.roster):  # who was left out is back
             yield from self._pause_all()
             return
         self.phase = Phase.TRAINING
-        self._waiting = {seat.place for seat in self.roster}
+        self._waiting = {seat.place for seat in self.roster if seat.planned}
         self._digests = {}
         self.board.begin(self.round)
         yield from self._tell_all(Begin(round=self.round))
@@ -330,7 +331,7 @@ class Manager(Recovering):
         if plan is None or record is None or self.job is None:
             raise RemoteProtocolError("a round cannot end before there is a plan")
         digests = dict(sorted(self._digests.items()))
-        record.committed[self.round] = digests
+        record.committed[self.round], record.bounds = digests, plan.bounds
         for old in sorted(record.committed)[: -self.job.keep_checkpoints]:
             del record.committed[old]
         if self.folder is not None:

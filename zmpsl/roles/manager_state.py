@@ -70,7 +70,7 @@ class ManagerState(ABC):
             return
         self.phase = Phase.OVER
         self.board.end(exit_code, text)
-        for identity in self._everybody():
+        for identity in [*(seat.identity for seat in self.roster), *self._observers]:
             yield Tell(identity, Finish(exit_code=exit_code, text=text))
         self.exit = Stop(exit_code, text)
         yield self.exit

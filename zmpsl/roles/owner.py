@@ -223,7 +223,8 @@ class DataOwner(Member):
         resumed = self._global < 0 and task.round == plan.start_round - 1
         self._global = task.round
         if resumed:
-            if digest(self.engine.base) != plan.digests[AGGREGATOR]:
+            # Under other cuts than before the state is another selection; the aggregator has checked what it read.
+            if not plan.stored and digest(self.engine.base) != plan.digests[AGGREGATOR]:
                 raise RemoteProtocolError(f"{task}: not the average that the record of round {task.round} names")
             yield self._ready(plan)
         wanted, self._wanted = self._wanted, []

@@ -5,9 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 
+from msgspec.structs import replace
+
 from zmpsl.errors import PeerLostError
 from zmpsl.job.schema import Job
 from zmpsl.messages import Join, Pause, Ping, Refused, Welcome
+from zmpsl.plan import check_cuts, node_name
 from zmpsl.roles.actions import Action, Tell
 from zmpsl.roles.manager_state import ManagerState, Phase
 from zmpsl.roles.roster import NEW, Seat, listed
@@ -116,13 +119,44 @@ class Recovering(ManagerState):
         if all(seat.paused >= plan.version for seat in self.roster):
             yield from self._publish(plan.version + 1, plan.blocks, plan.bounds)
 
-    def _stop_waiting(self, job: Job) -> Iterator[Action]:
+    def _wait(self, job: Job, waited_s: float) -> Iterator[Action]:
+        """Somebody is lost: gives the place to a stand-by node after a while, and stops waiting in the end."""
         missing = self.roster.missing(job)
+        nodes = sorted(place for place in missing if place.startswith("node-"))
+        if nodes and waited_s >= job.recover.standby_after_s:
+            for place, seat in zip(nodes, self.roster.waiting(), strict=False):
+                self.board.notice(f"{seat} takes the place of {place}")
+                yield from self._move(seat, place)
+            yield from self._maybe_replan()
+        if self.phase is Phase.RECOVERING and waited_s > job.recover.wait_s:
+            yield from self._stop_waiting(job, self.roster.missing(job))
+
+    def _move(self, seat: Seat, place: str) -> Iterator[Action]:
+        seat.place = place
+        yield Tell(seat.identity, Welcome(place=place, job=self.job))
+
+    def _stop_waiting(self, job: Job, missing: set[str]) -> Iterator[Action]:
         stuck = {seat.place for seat in self.roster if self.plan is not None and seat.paused < self.plan.version}
         if missing and not stuck and self.recovery.may_leave_out(job, missing):
             self.board.notice(f"goes on without {listed(missing)} (recover.quorum {job.recover.quorum:g})")
             yield from self._maybe_replan(frozenset(missing))
             return
+        nodes = [seat for seat in self.roster if seat.join.role == "compute" and not seat.standby]
+        if not stuck and job.recover.fewer_nodes and nodes and all(place.startswith("node-") for place in missing):
+            yield from self._shrink(job, sorted(nodes, key=lambda seat: int(seat.place.removeprefix("node-"))))
+            return
         who = f"{listed(missing)} did not come back" if missing else f"{listed(stuck)} did not answer"
         text = f"{self.recovery.reason}; {who} within {job.recover.wait_s:g} s (recover.wait_s)"
         yield from self.finish(PeerLostError.exit_code, text)
+
+    def _shrink(self, job: Job, nodes: list[Seat]) -> Iterator[Action]:
+        """Cuts the model anew for the compute nodes that are left; their parts come from the checkpoint."""
+        if self.plan is None:
+            return
+        cuts = job.cuts if isinstance(job.cuts, str) else "even"
+        self.job = replace(job, compute_nodes=len(nodes), multihop_level=None, cuts=cuts)
+        self.board.notice(f"goes on with {len(nodes)} of {job.nodes} compute nodes (recover.fewer_nodes)")
+        for hop, seat in enumerate(nodes):
+            yield from self._move(seat, node_name(hop))
+        bounds = check_cuts(self.job, len(self.plan.blocks))
+        yield from self._publish(self.plan.version + 1, self.plan.blocks, bounds)

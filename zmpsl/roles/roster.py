@@ -15,6 +15,7 @@ __all__ = ["NEW", "Roster", "Seat", "listed", "places_of"]
 
 # A role that has just begun has no work to drop.
 NEW = 1 << 62
+STANDBY = "standby"
 ROLES = ("owner", "compute", AGGREGATOR)
 
 
@@ -63,6 +64,11 @@ class Seat:
     heard_at: float | None = None
     unreachable_since: float | None = None
 
+    @property
+    def standby(self) -> bool:
+        """True for a compute node that waits to take another's place."""
+        return self.place.startswith(STANDBY)
+
     def __str__(self) -> str:
         return f"{self.place} (process {self.join.pid} on {self.join.host})"
 
@@ -98,6 +104,9 @@ class Roster:
                 f"this manager speaks protocol {PROTOCOL} (zmpsl {__version__}), {join.role} speaks {join.protocol} "
                 f"(zmpsl {join.version}); install the same version on all hosts"
             )
+        if join.role == "compute" and join.place.startswith(STANDBY):
+            number = next(n for n in range(len(self) + 1) if self.at(f"{STANDBY}-{n}") is None)
+            return self._seat(identity, join, f"{STANDBY}-{number}")
         # Before there is a job nobody knows how many places there will be; those too many are refused with the job.
         unknown = len(self) + 1
         places = places_of(join.role, *((job.owners, job.nodes) if job is not None else (unknown, unknown)))
@@ -112,17 +121,25 @@ class Roster:
                 f"place {place} is taken by process {taken[place].join.pid} on {taken[place].join.host}; "
                 f"two cannot hold it"
             )
+        return self._seat(identity, join, place)
+
+    def _seat(self, identity: bytes, join: Join, place: str) -> Seat:
         seat = self._seats[identity] = Seat(identity, join, place)
         return seat
 
     def surplus(self, job: Job) -> list[Seat]:
         """Gives the members the job has no place for."""
-        return [seat for seat in self if seat.place not in places_of(seat.join.role, job.owners, job.nodes)]
+        placed = [seat for seat in self if not seat.standby]
+        return [seat for seat in placed if seat.place not in places_of(seat.join.role, job.owners, job.nodes)]
 
     def missing(self, job: Job) -> set[str]:
         """Gives the places of the job that nobody has taken."""
         wanted = {place for role in ROLES for place in places_of(role, job.owners, job.nodes)}
         return wanted - {seat.place for seat in self}
+
+    def waiting(self) -> list[Seat]:
+        """Gives the stand-by nodes."""
+        return [seat for seat in self if seat.standby]
 
     def at(self, place: str) -> Seat | None:
         """Gives the member at a place, None when the place is free."""
