@@ -26,11 +26,13 @@ class Recovering(ManagerState):
         seat.join = join
         yield Tell(seat.identity, Welcome(place=seat.place, job=self.job))
         yield from self._clear(seat)
+        if self.plan is not None and seat.planned:
+            yield from self._recover(f"{seat} was cut off from the manager for a moment")
+            return
         if self.phase is Phase.DESCRIBING:
             self.phase = Phase.GATHERING
-            yield from self._maybe_describe()
-        elif self.plan is not None and seat.planned:
-            yield from self._recover(f"{seat} was cut off from the manager for a moment")
+        yield from self._maybe_describe()
+        yield from self._maybe_replan()
 
     def _clear(self, seat: Seat) -> Iterator[Action]:
         """Sees to it that a member that has joined, perhaps again, works on no plan."""
