@@ -50,9 +50,9 @@ class Zmpsl:
 
         def more() -> bool:
             nonlocal left
+            if self._outbox.held > 1:  # out of credit
+                return False
             for _ in range(min(PER_TURN, left)):
-                if self._outbox.held > 1:  # out of credit
-                    return False
                 left -= 1
                 self._link.send(self._forward(tensor))
             return left > 0
@@ -110,18 +110,22 @@ class Zmpsl:
         ready = dict(self._poller.poll(0 if busy else IDLE_MS))
         if not ready and not busy:
             self._outbox.give_back_all()
+        if self._inbox.socket in ready:
+            yield from self._read()
+        if not self._link.blocked or self._link.socket in ready:
+            self._link.flush()
+
+    def _read(self) -> Iterator[Task]:
         messages = count()
         while next(messages) < PER_READ or self._inbox.midway:
             received = self._inbox.receive()
             if received is None:
-                break
+                return
             header, task = received
             if header.credit:
                 self._outbox.grant(header.task.owner, header.credit)
             if task is not None:
                 yield task
-        if not self._link.blocked or self._link.socket in ready:
-            self._link.flush()
 
     def _flushed(self) -> None:
         """Turns the loop until the outbox is empty; nothing is expected to come."""

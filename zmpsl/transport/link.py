@@ -109,13 +109,13 @@ class Inbox:
         self.received_bytes = 0
         self.rejected = 0
         self._assembly = Assembly(self.pool)
-        self._read: deque[tuple[Header, memoryview]] = deque()  # the rest of a frame, and what each is the chunk of
+        self._rest: deque[tuple[Header, memoryview]] = deque()  # the rest of a frame, and what each is the chunk of
         self.admit: Callable[[Task], None] = lambda _task: None
 
     @property
     def midway(self) -> bool:
         """True while messages of a frame that has come are still to be received; polling the socket tells nothing."""
-        return bool(self._read)
+        return bool(self._rest)
 
     def receive(self) -> tuple[Header, Task | None] | None:
         """Takes one message if there is one.
@@ -127,7 +127,7 @@ class Inbox:
             RemoteProtocolError: The message is not what the protocol allows, or not for us. It is gone, and counted.
         """
         try:
-            if self._read:
+            if self._rest:
                 return self._next()
             frame = self.socket.recv(DONTWAIT, copy=False)
             try:
@@ -150,12 +150,12 @@ class Inbox:
                 raise RemoteProtocolError(f"{header.task}: a chunk of {header.size} bytes in a frame of its own")
             self.received_bytes += HEADER_BYTES + header.size
             return self._take(header, None)
-        self._read.extend(split(frame, self.limit))
+        self._rest.extend(split(frame, self.limit))
         self.received_bytes += len(frame)
         return self._next()
 
     def _next(self) -> tuple[Header, Task | None]:
-        header, chunk = self._read.popleft()
+        header, chunk = self._rest.popleft()
         return self._take(header, chunk)
 
     def _take(self, header: Header, chunk: memoryview | None) -> tuple[Header, Task | None]:
@@ -166,7 +166,7 @@ class Inbox:
             self._fill(header, chunk)
         except RemoteProtocolError:
             self._assembly.drop(header)
-            self._read.clear()
+            self._rest.clear()
             raise
         except MemoryError as error:
             raise RemoteProtocolError(f"{header.task}: no memory for {header.total} bytes") from error
