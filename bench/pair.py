@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 from zlib import crc32
 
 import numpy as np
-from peers import TIMEOUT_S, End, Gloo, Grpc, Raw
+from peers import TIMEOUT_S, End, Gloo, Grpc, Pyzmq, Raw
 
 __all__ = ["KINDS", "BenchError", "Pair", "Stream"]
 
@@ -34,7 +34,13 @@ def _zmpsl(receiver: bool, codec: str) -> End:
     return Zmpsl(receiver, codec)
 
 
-KINDS: dict[str, Callable[[bool, str], End]] = {"zmpsl": _zmpsl, "raw": Raw, "gloo": Gloo, "grpc": Grpc}
+KINDS: dict[str, Callable[[bool, str], End]] = {
+    "zmpsl": _zmpsl,
+    "raw": Raw,
+    "pyzmq": Pyzmq,
+    "gloo": Gloo,
+    "grpc": Grpc,
+}
 
 
 class BenchError(Exception):

@@ -18,7 +18,9 @@ from zmpsl.transport.task import Op, Task
 
 __all__ = ["Zmpsl"]
 
-IDLE_MS = 100  # as in zmpsl.loop
+IDLE_MS, PER_READ = 100, 256  # as in zmpsl.loop
+# Tensors the sender queues per turn of its loop until it is out of credit, whether the socket is full or not.
+PER_TURN = 16
 
 
 class Zmpsl:
@@ -46,11 +48,14 @@ class Zmpsl:
     def send(self, tensor: Tensor, n: int) -> None:
         left = n
 
-        def more() -> None:
+        def more() -> bool:
             nonlocal left
-            while left and not self._link.blocked and self._outbox.held < 2:
+            if self._outbox.held > 1:  # out of credit
+                return False
+            for _ in range(min(PER_TURN, left)):
                 left -= 1
                 self._link.send(self._forward(tensor))
+            return left > 0
 
         self._until(Op.CLOSE, 1, more)
 
@@ -80,22 +85,21 @@ class Zmpsl:
     def _forward(self, tensor: Tensor) -> Task:
         return Task(Op.FORWARD, 1, 0, 0, batch=next(self._batches) % (1 << 32), tensor=tensor)
 
-    def _until(self, op: Op, n: int, more: Callable[[], None] = lambda: None) -> Tensor:
+    def _until(self, op: Op, n: int, more: Callable[[], bool] = lambda: False) -> Tensor:
         """Turns the loop until n tasks of that kind have come; gives the last one's tensor."""
         tensor = None
         deadline = time.monotonic() + TIMEOUT_S
         while n > 0:
             if time.monotonic() > deadline:
                 raise TimeoutError(f"{n} {op.name} tasks did not come within {TIMEOUT_S} s")
-            more()
-            for task in self._turn():
+            for task in self._turn(busy=more()):
                 if task.op is op:
                     n -= 1
                     tensor = task.tensor
                     self._outbox.owe(task.owner, task.nbytes)
         return tensor  # type: ignore[return-value]
 
-    def _turn(self) -> Iterator[Task]:
+    def _turn(self, *, busy: bool = False) -> Iterator[Task]:
         """One turn of the loop: gives the tasks that came."""
         if self._link.blocked != self._watched:  # POLLOUT only while a message waits for room
             self._watched = self._link.blocked
@@ -103,16 +107,25 @@ class Zmpsl:
                 self._poller.register(self._link.socket, zmq.POLLOUT)
             else:
                 self._poller.unregister(self._link.socket)
-        if not self._poller.poll(IDLE_MS):
+        ready = dict(self._poller.poll(0 if busy else IDLE_MS))
+        if not ready and not busy:
             self._outbox.give_back_all()
-        while (received := self._inbox.receive()) is not None:
+        if self._inbox.socket in ready:
+            yield from self._read()
+        if not self._link.blocked or self._link.socket in ready:
+            self._link.flush()
+
+    def _read(self) -> Iterator[Task]:
+        messages = count()
+        while next(messages) < PER_READ or self._inbox.midway:
+            received = self._inbox.receive()
+            if received is None:
+                return
             header, task = received
             if header.credit:
                 self._outbox.grant(header.task.owner, header.credit)
-                self._link.flush()
             if task is not None:
                 yield task
-        self._link.flush()
 
     def _flushed(self) -> None:
         """Turns the loop until the outbox is empty; nothing is expected to come."""

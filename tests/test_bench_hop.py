@@ -21,7 +21,7 @@ def run(*options):
 
 def test_one_size_gives_table_and_json(tmp_path):
     """All transports deliver what was sent (the bench checks it), and every figure is there and makes sense."""
-    peers = ["raw", "gloo"] + ["grpc"] * (importlib.util.find_spec("grpc") is not None)
+    peers = ["raw", "pyzmq", "gloo"] + ["grpc"] * (importlib.util.find_spec("grpc") is not None)
     file = tmp_path / "hop.json"
     options = ["--sizes", "64KiB", "--repeats", "1", "--seconds", "0.02", "--peers", ",".join(peers)]
     done = run(*options, "--json", str(file))

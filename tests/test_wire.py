@@ -228,7 +228,7 @@ class TestHostileHeaders:
             (4, "B", (2,), "codec 2"),
             (5, "B", (10,), "dtype 10"),
             (6, "B", (9,), "ndim 9"),
-            (7, "B", (1,), "header with op"),
+            (7, "B", (1,), "header with codec"),
             (28, "HH", (0, 0), "micro 0 of 0"),
             (28, "HH", (5, 5), "micro 5 of 5"),
             (34, "H", (1,), "header with op"),

@@ -45,7 +45,7 @@ def _pack_none(_chunk: memoryview) -> None:
 def _unpack_none(data: memoryview, destination: Bytes) -> None:
     if len(data) != destination.nbytes:
         raise RemoteProtocolError(f"an unpacked chunk has {len(data)} bytes, its header says {destination.nbytes}")
-    destination[:] = np.frombuffer(data, np.uint8)
+    destination.data[:] = data
 
 
 def _pack_lz4(chunk: memoryview) -> bytes | None:

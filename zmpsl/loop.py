@@ -147,8 +147,7 @@ class Node(Life):
             work = None  # it was of a plan that is void now
         if self._inbox.socket in ready:
             self._read_inbox()
-        for name in list(self._blocked):
-            self._flush(name)
+        self._resume(ready)
         self._send_due(now)
         self._perform(work)
         self._perform(self.member.tick(now))
@@ -170,8 +169,10 @@ class Node(Life):
             self._perform(self._guard(lambda m=message: self.member.hear(m)))  # type: ignore[misc]
 
     def _read_inbox(self) -> None:
-        # Bounded, so that a flood cannot keep us from working.
-        for _ in range(256):
+        # Bounded, so that a flood cannot keep us from working; but what came in one frame is taken whole, for polling
+        # would not tell of the rest.
+        messages = count()
+        while next(messages) < 256 or self._inbox.midway:
             try:
                 received = self._inbox.receive()
                 if received is None:
@@ -265,14 +266,20 @@ class Node(Life):
         self._inbox.forget()
 
     def _flush(self, name: str) -> None:
-        link = self._links[name]
-        link.flush()
-        if link.blocked and name not in self._blocked:
-            self._blocked.add(name)
-            self._poller.register(link.socket, zmq.POLLOUT)
-        elif not link.blocked and name in self._blocked:
+        """Sends what waits for a peer; not while its socket is full: then it waits and leaves in fewer frames."""
+        if name not in self._blocked:
+            link = self._links[name]
+            link.flush()
+            if link.blocked:
+                self._blocked.add(name)
+                self._poller.register(link.socket, zmq.POLLOUT)
+
+    def _resume(self, ready: dict[zmq.Socket[bytes], int]) -> None:
+        """Goes on with the peers whose sockets have room again."""
+        for name in [name for name in self._blocked if self._links[name].socket in ready]:
             self._blocked.discard(name)
-            self._poller.unregister(link.socket)
+            self._poller.unregister(self._links[name].socket)
+            self._flush(name)
 
     def _send_due(self, now: float) -> None:
         while self._delayed and self._delayed[0][0] <= now:
@@ -309,8 +316,8 @@ class Node(Life):
     def _drain(self, seconds: float) -> None:
         deadline = time.monotonic() + seconds
         while any(link.outbox or link.blocked for link in self._links.values()) and time.monotonic() < deadline:
-            self._poller.poll(10)
-            for name in list(self._links):
+            self._resume(dict(self._poller.poll(10)))
+            for name in self._links:
                 self._flush(name)
 
     def _close(self) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 from msgspec.structs import replace
 
 from zmpsl.errors import LocalProtocolError, RemoteProtocolError
@@ -47,10 +48,6 @@ class Assembly:
         self._open[header.task] = header, buffer
         return buffer[header.offset : header.offset + header.raw]
 
-    def adopt(self, header: Header, buffer: Slab) -> None:
-        """Takes a whole tensor where it was received, instead of `place`."""
-        self._single = buffer
-
     def finish(self, header: Header) -> Task | None:
         """Gives the task with its tensor if this was the last chunk, else None."""
         if header.dtype is None:
@@ -63,7 +60,7 @@ class Assembly:
             buffer = self._open.pop(header.task)[1]
         if buffer is None:
             raise LocalProtocolError(f"{header.task} is finished before its place was asked for")
-        return replace(header.task, tensor=buffer.view(header.dtype).reshape(header.shape))
+        return replace(header.task, tensor=np.ndarray(header.shape, header.dtype, buffer))
 
     def clear(self) -> None:
         """Gives up all tensors."""
@@ -72,6 +69,7 @@ class Assembly:
     def drop(self, header: Header) -> None:
         """Gives up the tensor a broken chunk belonged to."""
         self._open.pop(header.task, None)
+        self._single = None
 
     def _next(self, header: Header) -> Slab:
         before, buffer = self._open.pop(header.task, (None, None))

@@ -7,6 +7,7 @@ socket does not take stays in the outbox until it reports room.
 from __future__ import annotations
 
 import socket as stdlib_socket
+from collections import deque
 from collections.abc import Callable
 
 import zmq
@@ -15,10 +16,10 @@ from zmq.utils.monitor import recv_monitor_message
 from zmpsl.codecs import NONE, by_number
 from zmpsl.errors import NetworkError, RemoteProtocolError
 from zmpsl.transport.assembly import Assembly
-from zmpsl.transport.buffers import ALIGNMENT, BufferPool
+from zmpsl.transport.buffers import BufferPool
 from zmpsl.transport.outbox import Outbox
 from zmpsl.transport.task import Task
-from zmpsl.transport.wire import HEADER_BYTES, INLINE, MAX_MESSAGE, Header, Message, parse
+from zmpsl.transport.wire import HEADER_BYTES, INLINE, MAX_MESSAGE, Header, parse, split
 
 __all__ = ["Inbox", "Link", "configure"]
 
@@ -32,10 +33,8 @@ HEARTBEAT_TIMEOUT_S = 20
 ZERO_COPY_FROM = 1 << 18
 # As plain integers: operations on pyzmq's enumerations cost a microsecond.
 DONTWAIT, DONTWAIT_MORE, RCVMORE = int(zmq.DONTWAIT), int(zmq.DONTWAIT | zmq.SNDMORE), int(zmq.RCVMORE)
-# Where a first frame is received, so that what stands behind its header is aligned.
-FRONT = -HEADER_BYTES % ALIGNMENT
-# A tensor this small is copied out of the receive buffer instead of keeping 64 KiB for itself.
-KEEP_FROM = 8192
+# Small messages that wait leave together in frames of this size; larger ones would save little more.
+BUNDLE = 8 * (HEADER_BYTES + INLINE)
 
 
 def configure(
@@ -110,8 +109,13 @@ class Inbox:
         self.received_bytes = 0
         self.rejected = 0
         self._assembly = Assembly(self.pool)
-        self._new_scratch()
+        self._rest: deque[tuple[Header, memoryview]] = deque()  # the rest of a frame, and what each is the chunk of
         self.admit: Callable[[Task], None] = lambda _task: None
+
+    @property
+    def midway(self) -> bool:
+        """True while messages of a frame that has come are still to be received; polling the socket tells nothing."""
+        return bool(self._rest)
 
     def receive(self) -> tuple[Header, Task | None] | None:
         """Takes one message if there is one.
@@ -120,74 +124,76 @@ class Inbox:
             None when nothing waits; else the header (credit counts in every message) and the task when it is whole.
 
         Raises:
-            RemoteProtocolError: The message is not what the protocol allows. It is gone, and counted.
+            RemoteProtocolError: The message is not what the protocol allows, or not for us. It is gone, and counted.
         """
         try:
-            size = self.socket.recv_into(self._front, flags=DONTWAIT)
+            if self._rest:
+                return self._next()
+            frame = self.socket.recv(DONTWAIT, copy=False)
+            try:
+                return self._first(frame.buffer, frame.more)
+            finally:
+                # Never leave the rest of a message for the next one.
+                while frame.more and self.socket.getsockopt(RCVMORE):
+                    self.socket.recv()
         except zmq.Again:
             return None
-        more = self.socket.getsockopt(RCVMORE)
-        try:
-            return self._read(size, bool(more))
         except RemoteProtocolError:
             self.rejected += 1
             raise
-        finally:
-            # Never leave the rest of a message for the next one.
-            while more and self.socket.getsockopt(RCVMORE):
-                self.socket.recv()
 
-    def _read(self, size: int, more: bool) -> tuple[Header, Task | None]:
-        header = parse(self._front[: min(size, HEADER_BYTES)], self.limit)
-        self.received_bytes += HEADER_BYTES + header.size
-        inline = header.size <= INLINE
-        if size != HEADER_BYTES + (header.size if inline else 0) or more == inline:
-            raise RemoteProtocolError(f"{header.task}: {size} bytes in the first frame, more frames: {more}")
+    def _first(self, frame: memoryview, more: bool) -> tuple[Header, Task | None]:
+        """Reads a message that has just come. Nothing of a frame is used before all its headers have been checked."""
+        if more:
+            header = parse(frame, self.limit)
+            if header.size <= INLINE:
+                raise RemoteProtocolError(f"{header.task}: a chunk of {header.size} bytes in a frame of its own")
+            self.received_bytes += HEADER_BYTES + header.size
+            return self._take(header, None)
+        self._rest.extend(split(frame, self.limit))
+        self.received_bytes += len(frame)
+        return self._next()
+
+    def _next(self) -> tuple[Header, Task | None]:
+        header, chunk = self._rest.popleft()
+        return self._take(header, chunk)
+
+    def _take(self, header: Header, chunk: memoryview | None) -> tuple[Header, Task | None]:
         if header.dtype is None:
             return header, header.task
         self.admit(header.task)
         try:
-            if inline:
-                self._read_inline(header)
-            else:
-                self._read_chunk(header)
+            self._fill(header, chunk)
         except RemoteProtocolError:
             self._assembly.drop(header)
+            self._rest.clear()
             raise
         except MemoryError as error:
             raise RemoteProtocolError(f"{header.task}: no memory for {header.total} bytes") from error
         return header, self._assembly.finish(header)
 
-    def _read_inline(self, header: Header) -> None:
-        """The chunk stands behind the header; a whole tensor stays where it was received."""
-        payload = self._scratch[FRONT + HEADER_BYTES : FRONT + HEADER_BYTES + header.size]
-        if header.codec == NONE.number and header.raw == header.total > KEEP_FROM:
-            self._assembly.adopt(header, payload)
-            self._new_scratch()
-        else:
-            by_number(header.codec).unpack_into(payload.data, self._assembly.place(header))
-
-    def _read_chunk(self, header: Header) -> None:
+    def _fill(self, header: Header, chunk: memoryview | None) -> None:
+        """Puts a chunk where it belongs: the one given, or the frame that comes next."""
         place = self._assembly.place(header)
-        if header.codec == NONE.number:
+        if chunk is None and header.codec == NONE.number:
             size = self.socket.recv_into(place.data)
+        elif chunk is None:
+            chunk = self.socket.recv(copy=False).buffer
+            size = len(chunk)
         else:
-            frame = self.socket.recv(copy=False)
-            size = len(frame.buffer)
+            by_number(header.codec).unpack_into(chunk, place)
+            return
         if self.socket.getsockopt(RCVMORE):
             raise RemoteProtocolError(f"{header.task}: more frames than a header and a chunk")
         if size != header.size:  # recv_into truncates in silence
             raise RemoteProtocolError(f"{header.task}: chunk has {size} bytes, its header says {header.size}")
-        if header.codec != NONE.number:
-            by_number(header.codec).unpack_into(frame.buffer, place)
+        if chunk is not None:
+            by_number(header.codec).unpack_into(chunk, place)
 
     def forget(self) -> None:
         """Gives up tensors of which the rest will not come."""
         self._assembly.clear()
-
-    def _new_scratch(self) -> None:
-        self._scratch = self.pool.take(FRONT + HEADER_BYTES + INLINE)
-        self._front = self._scratch[FRONT:].data
+        self._rest.clear()
 
     def close(self) -> None:
         """Closes the socket; what has not been received is dropped."""
@@ -212,7 +218,7 @@ class Link:
         configure(self.socket, MAX_MESSAGE, HIGH_WATER_MARKS, HEARTBEAT_TIMEOUT_S)
         self.monitor = self.socket.get_monitor_socket(zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED)
         self.socket.connect(endpoint)
-        self._unsent: Message | None = None
+        self._unsent: tuple[bytes, memoryview | bytes | None] | None = None
 
     @property
     def blocked(self) -> bool:
@@ -220,30 +226,50 @@ class Link:
         return self._unsent is not None
 
     def send(self, task: Task) -> None:
-        """Queues a task and sends what the socket takes at once."""
+        """Queues a task and sends what the socket takes at once; not while it is known to be full."""
         self.outbox.push(task)
-        self.flush()
+        if self._unsent is None:
+            self.flush()
 
     def flush(self) -> None:
         """Sends until the outbox is empty or the socket is full. Never blocks."""
-        while True:
-            message = self._unsent or self.outbox.next()
-            if message is None:
-                return
-            if not self._send(*message):
-                self._unsent = message
+        while (frames := self._unsent or self._load()) is not None:
+            if not self._send(*frames):
+                self._unsent = frames
                 return
             self._unsent = None
 
-    def _send(self, header: bytes, chunk: memoryview | bytes | None) -> bool:
-        whole = chunk is None or len(chunk) <= INLINE
-        first = header if chunk is None else b"".join((header, chunk)) if whole else header
+    def _load(self) -> tuple[bytes, memoryview | bytes | None] | None:
+        """Gives the frames to send next, None when there are none.
+
+        Small messages that wait leave in one frame: what it costs libzmq, its threads and the receiver's loop is much
+        the same for one frame of any size. Where nothing waits, a message leaves alone and at once.
+        """
+        message = self.outbox.next()
+        if message is None or (message[1] is not None and len(message[1]) > INLINE):
+            return message
+        parts: list[memoryview | bytes] = []
+        room = BUNDLE
         try:
-            self.socket.send(first, DONTWAIT if whole else DONTWAIT_MORE)
+            while message is not None:
+                header, chunk = message
+                parts.append(header)
+                room -= HEADER_BYTES
+                if chunk is not None:
+                    parts.append(chunk)
+                    room -= len(chunk)
+                message = self.outbox.next(min(room - HEADER_BYTES, INLINE)) if self.outbox else None
+        finally:  # also when a task cannot travel: those before it do
+            self._unsent = b"".join(parts), None
+        return self._unsent
+
+    def _send(self, first: bytes, chunk: memoryview | bytes | None) -> bool:
+        try:
+            self.socket.send(first, DONTWAIT if chunk is None else DONTWAIT_MORE)
         except zmq.Again:
             return False
         self.sent_bytes += len(first)
-        if not whole and chunk is not None:
+        if chunk is not None:
             # The second frame of a message is always taken. copy=False: libzmq reads the tensor's own memory and holds
             # a reference to it until it has.
             self.socket.send(chunk, 0, copy=len(chunk) < ZERO_COPY_FROM)

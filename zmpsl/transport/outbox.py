@@ -36,7 +36,7 @@ class Outbox:
         self._used: dict[int, int] = defaultdict(int)
         self._owed: dict[int, int] = defaultdict(int)
         self._held: dict[int, deque[Task]] = {}
-        self._ready: deque[Task] = deque()
+        self._ready: deque[tuple[Task, int]] = deque()  # with the bytes of its tensor
         self._current: Iterator[Message] | None = None
         self._returning: set[int] = set()  # owners with a CREDIT task in the queue
         self.plan = 0
@@ -61,17 +61,15 @@ class Outbox:
         waiting = self._held.get(task.owner)
         if waiting is not None:
             waiting.append(task)  # never overtakes what this owner already waits to send
-        elif self._fits(task):
-            self._admit(task)
-        else:
+        elif not self._admit(task):
             self._held[task.owner] = deque([task])
 
     def grant(self, owner: int, nbytes: int) -> None:
         """Takes credit back from the peer, and lets go what waited for it."""
         self._used[owner] = max(0, self._used[owner] - nbytes)
         waiting = self._held.get(owner)
-        while waiting and self._fits(waiting[0]):
-            self._admit(waiting.popleft())
+        while waiting and self._admit(waiting[0]):
+            waiting.popleft()
         if waiting is not None and not waiting:
             del self._held[owner]
 
@@ -87,36 +85,46 @@ class Outbox:
         for owner in list(self._owed):
             self._give_back(owner)
 
-    def next(self) -> Message | None:
-        """Gives the next message to put on the wire, None when there is none."""
+    def next(self, most: int | None = None) -> Message | None:
+        """Gives the next message to put on the wire.
+
+        Args:
+            most: Gives only the message of a whole task, of at most that many bytes; what is larger stays for later.
+
+        Returns:
+            The message, None when there is none.
+        """
         while True:
             if self._current is not None:
+                if most is not None:
+                    return None
                 message = next(self._current, None)
                 if message is not None:
                     return message
                 self._current = None
-            if not self._ready:
+            if not self._ready or (most is not None and self._ready[0][1] > most):
                 return None
-            task = self._ready.popleft()
+            task, nbytes = self._ready.popleft()
             credit = self._owed.pop(task.owner, 0)
             if task.op is Op.CREDIT:
                 self._returning.discard(task.owner)
                 if not credit:  # it rode on another task meanwhile
                     continue
-            if task.nbytes <= CHUNK:
+            if nbytes <= CHUNK:
                 return only_message(task, self._codec(task.op), credit, self._sender)
             self._current = messages(task, self._codec(task.op), credit, self._sender)
 
-    def _fits(self, task: Task) -> bool:
-        used = self._used[task.owner]
-        return used == 0 or used + task.nbytes <= self._credit_bytes
-
-    def _admit(self, task: Task) -> None:
-        self._used[task.owner] += task.nbytes
-        self._ready.append(task)
+    def _admit(self, task: Task) -> bool:
+        """Takes credit for a task and makes it ready to leave, if there is credit."""
+        used, nbytes = self._used[task.owner], task.nbytes
+        if used and used + nbytes > self._credit_bytes:
+            return False
+        self._used[task.owner] = used + nbytes
+        self._ready.append((task, nbytes))
+        return True
 
     def _give_back(self, owner: int) -> None:
         # The amount is filled in when it leaves, from what is owed then.
         if owner not in self._returning:
             self._returning.add(owner)
-            self._ready.append(Task(Op.CREDIT, self.plan, owner, 0))
+            self._ready.append((Task(Op.CREDIT, self.plan, owner, 0), 0))

@@ -63,7 +63,7 @@ class Task(Struct, frozen=True):
     @property
     def nbytes(self) -> int:
         """Bytes of the payload, unpacked."""
-        return 0 if self.tensor is None else int(self.tensor.nbytes)
+        return 0 if self.tensor is None else self.tensor.nbytes
 
     def reply(self, op: Op, tensor: Array | None) -> Task:
         """Gives the task that answers this one: same owner, round, epoch, batch and micro-batch."""

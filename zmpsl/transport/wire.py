@@ -1,9 +1,13 @@
 """Task <-> bytes: one fixed header per message, payloads in chunks of at most 1 MiB.
 
-A task without a tensor is one frame, its header. A task with a tensor is one ZeroMQ message per chunk: of two frames,
-header and chunk, or of one, the chunk right behind its header, where the chunk is sent in at most 64 KiB (copying that
-much costs less than handing libzmq a second frame). Every header carries the whole task, so each message can be
-checked on its own.
+A task without a tensor is one message, its header. A task with a tensor is one message per chunk: header and chunk.
+Every header carries the whole task, so each message can be checked on its own. How messages lie in ZeroMQ's frames:
+
+    small   the chunk is sent in at most 64 KiB, or there is none: the chunk stands right behind its header. One frame
+            holds one such message, or several behind each other, without gaps: what waited when the frame was made
+    large   a ZeroMQ message of two frames, header and chunk
+
+Copying a small chunk costs less than handing libzmq a frame more, and a frame costs much the same whatever its size.
 
     offset  size  field
          0     2  magic b"zP"
@@ -32,10 +36,11 @@ from __future__ import annotations
 import math
 import struct
 from collections.abc import Iterator
-from typing import NamedTuple
+from functools import lru_cache
 from zlib import crc32
 
 import numpy as np
+from msgspec import Struct
 
 from zmpsl.codecs import CODECS, NONE, Codec
 from zmpsl.errors import LocalProtocolError, RemoteProtocolError
@@ -54,6 +59,7 @@ __all__ = [
     "only_message",
     "parse",
     "payload_bytes",
+    "split",
 ]
 
 CHUNK = 1 << 20
@@ -63,12 +69,16 @@ VERSION = 1
 MAGIC = b"zP"
 OWNER_SENDER = 0xFFFF
 
-_BODY = struct.Struct(f"<2sBBBBBB IIIII HHHH QQ QQ II {MAX_DIMS}Q")
-_CRC = struct.Struct("<I")
-HEADER_BYTES = _BODY.size + _CRC.size
+# The two strings are what one tensor after the other has in common; see `_layout`.
+_HEADER = struct.Struct("<2sBB 4s IIIII HHHH QQ 88s I")
+_KIND = struct.Struct("<BBBB")
+_SIZES = struct.Struct(f"<QQ II {MAX_DIMS}Q")
+HEADER_BYTES = _HEADER.size
+_BODY_BYTES = HEADER_BYTES - 4  # what the checksum is of
 # What libzmq may accept in one frame: a chunk and room for a header.
 MAX_MESSAGE = CHUNK + 4096
 
+_NOTHING = memoryview(b"")
 _NO_DIMS = [0] * MAX_DIMS
 _OPS = {int(op): op for op in Op}
 _DTYPE_CODES = {dtype: code for code, dtype in enumerate(DTYPES, 1)}
@@ -78,7 +88,7 @@ _DTYPE_CODES = {dtype: code for code, dtype in enumerate(DTYPES, 1)}
 Message = tuple[bytes, memoryview | bytes | None]
 
 
-class Header(NamedTuple):
+class Header(Struct, frozen=True):
     """One parsed and checked header.
 
     Attributes:
@@ -112,12 +122,12 @@ def payload_bytes(task: Task) -> memoryview:
     """
     tensor = task.tensor
     if tensor is None:
-        return memoryview(b"")
+        return _NOTHING
     if not tensor.flags.c_contiguous:
         raise LocalProtocolError(f"{task}: tensor with strides {tensor.strides} is not C-contiguous")
     if tensor.dtype not in _DTYPE_CODES or tensor.ndim > MAX_DIMS:
         raise LocalProtocolError(f"{task}: dtype {tensor.dtype} with {tensor.ndim} dimensions cannot travel")
-    return tensor.data.cast("B") if tensor.nbytes else memoryview(b"")
+    return tensor.data.cast("B") if tensor.nbytes else _NOTHING
 
 
 def messages(task: Task, codec: Codec, credit: int, sender: int | None = None) -> Iterator[Message]:
@@ -127,7 +137,7 @@ def messages(task: Task, codec: Codec, credit: int, sender: int | None = None) -
         task: What to send; its tensor is read, never written.
         codec: How to pack; a chunk that would not get smaller travels as it is.
         credit: Bytes given back to the receiver for this owner, told once, in the first message.
-        sender: Place code of who sends; the task's if not given.
+        sender: Place code of who sends it; the task's if not given.
 
     Yields:
         Header and chunk of each message; the chunk is None for a task without a tensor.
@@ -137,48 +147,51 @@ def messages(task: Task, codec: Codec, credit: int, sender: int | None = None) -
     """
     sender = task.sender if sender is None else sender
     data = payload_bytes(task)
-    for offset in range(0, max(len(data), 1), CHUNK):
-        yield _message(task, codec, credit, sender, data, offset)
+    total = len(data)
+    for offset in range(0, max(total, 1), CHUNK):
+        yield _message(task, codec, credit, sender, data[offset : offset + CHUNK], total, offset)
         credit = 0
 
 
 def only_message(task: Task, codec: Codec, credit: int, sender: int) -> Message:
     """Gives the message of a task whose tensor, if any, is one chunk: `messages` without the generator."""
-    return _message(task, codec, credit, sender, payload_bytes(task), 0)
+    data = payload_bytes(task)
+    return _message(task, codec, credit, sender, data, len(data), 0)
 
 
-def _message(task: Task, codec: Codec, credit: int, sender: int, data: memoryview, offset: int) -> Message:
-    if task.tensor is None:
-        return _header(task, sender, 0, 0, (), credit, 0, 0, 0, 0), None
-    chunk = data[offset : offset + CHUNK]
+def _message(task: Task, codec: Codec, credit: int, sender: int, chunk: memoryview, total: int, offset: int) -> Message:
+    tensor = task.tensor
+    if tensor is None:
+        return _header(task, sender, credit, *_NO_TENSOR), None
+    raw = len(chunk)
     packed = None if codec is NONE else codec.pack(chunk)
     number, body = (NONE.number, chunk) if packed is None else (codec.number, packed)
-    code, shape = _DTYPE_CODES[task.tensor.dtype], task.tensor.shape
-    return _header(task, sender, number, code, shape, credit, len(data), offset, len(chunk), len(body)), body
+    kind, sizes = _written(number, _DTYPE_CODES[tensor.dtype], tensor.shape, total, offset, raw, len(body))
+    return _header(task, sender, credit, kind, sizes), body
 
 
-def _header(
-    task: Task,
-    sender: int,
-    codec: int,
-    dtype: int,
-    shape: tuple[int, ...],
-    credit: int,
-    total: int,
-    offset: int,
-    raw: int,
-    size: int,
-) -> bytes:
-    dims = (*shape, *_NO_DIMS[len(shape) :])
+def _header(task: Task, sender: int, credit: int, kind: bytes, sizes: bytes) -> bytes:
     try:
-        body = _BODY.pack(
-            MAGIC, VERSION, task.op, codec, dtype, len(shape), 0,
+        body = _HEADER.pack(
+            MAGIC, VERSION, task.op, kind,
             task.plan, task.owner, task.round, task.epoch, task.batch, task.micro, task.micros, sender, 0,
-            task.count, credit, total, offset, raw, size, *dims,
-        )  # fmt: skip
+            task.count, credit, sizes, 0,
+        )[:_BODY_BYTES]  # fmt: skip
     except struct.error as error:
         raise LocalProtocolError(f"{task}: a number has no room in the header: {error}") from error
-    return body + _CRC.pack(crc32(body))
+    return body + crc32(body).to_bytes(4, "little")
+
+
+@lru_cache(1024)
+def _written(
+    codec: int, dtype: int, shape: tuple[int, ...], total: int, offset: int, raw: int, size: int
+) -> tuple[bytes, bytes]:
+    """Gives the two parts of a header that tell of the chunk alone; they repeat from task to task."""
+    dims = (*shape, *_NO_DIMS[len(shape) :])
+    return _KIND.pack(codec, dtype, len(shape), 0), _SIZES.pack(total, offset, raw, size, *dims)
+
+
+_NO_TENSOR = _written(0, 0, (), 0, 0, 0, 0)
 
 
 def parse(data: bytes | memoryview, limit: int) -> Header:
@@ -196,36 +209,68 @@ def parse(data: bytes | memoryview, limit: int) -> Header:
     """
     if len(data) != HEADER_BYTES:
         raise RemoteProtocolError(f"a header has {HEADER_BYTES} bytes, this frame {len(data)}")
-    (magic, version, op, codec, dtype, ndim, zero, plan, owner, round_, epoch, batch, micro, micros, sender, zero2,
-     count, credit, total, offset, raw, size, *dims) = _BODY.unpack_from(data)  # fmt: skip
+    (magic, version, op, kind, plan, owner, round_, epoch, batch, micro, micros, sender, zero, count, credit,
+     sizes, checksum) = _HEADER.unpack(data)  # fmt: skip
     if magic != MAGIC or version != VERSION:
         raise RemoteProtocolError(
             f"header with magic {magic!r} version {version}, expected {MAGIC!r} version {VERSION}"
         )
-    if _CRC.unpack_from(data, _BODY.size)[0] != crc32(data[: _BODY.size]):
+    if checksum != crc32(data[:_BODY_BYTES]):
         raise RemoteProtocolError("header checksum does not match")
-    if (
-        op not in _OPS
-        or codec >= len(CODECS)
-        or dtype > len(DTYPES)
-        or ndim > MAX_DIMS
-        or zero
-        or zero2
-        or micro >= micros
-    ):
-        raise RemoteProtocolError(
-            f"header with op {op} codec {codec} dtype {dtype} ndim {ndim} micro {micro} of {micros}"
-        )
-    kind = DTYPES[dtype - 1] if dtype else None
-    shape = tuple(dims[:ndim])
-    _check_sizes(kind, shape, dims[ndim:] != _NO_DIMS[ndim:], total, offset, raw, size, codec, limit)
+    if op not in _OPS or zero or micro >= micros:
+        raise RemoteProtocolError(f"header with op {op} micro {micro} of {micros} and {zero} where zero must be")
+    codec, dtype, shape, total, offset, raw, size = _layout(kind, sizes)
+    if total > limit:
+        raise RemoteProtocolError(f"tensor of {total} bytes is over the limit of {limit} (network.max_tensor_bytes)")
     task = Task(_OPS[op], plan, owner, round_, epoch, batch, micro, micros, count, sender)
-    return Header(task, codec, kind, shape, credit, total, offset, raw, size)
+    return Header(task, codec, dtype, shape, credit, total, offset, raw, size)
+
+
+def split(frame: memoryview, limit: int) -> list[tuple[Header, memoryview]]:
+    """Takes a frame of whole messages apart, each with its chunk behind its header.
+
+    Args:
+        frame: All of it.
+        limit: The most bytes a tensor may have.
+
+    Returns:
+        Headers and the chunks as sent; views of the frame.
+
+    Raises:
+        RemoteProtocolError: One of the headers is wrong, or the messages do not fill the frame exactly.
+    """
+    found: list[tuple[Header, memoryview]] = []
+    start = 0
+    while start < len(frame) or not found:
+        header = parse(frame[start : start + HEADER_BYTES], limit)
+        start += HEADER_BYTES
+        chunk = frame[start : start + header.size]
+        if len(chunk) != header.size or header.size > INLINE:
+            raise RemoteProtocolError(
+                f"{header.task}: chunk of {header.size} bytes in a frame with {len(frame) - start} left"
+            )
+        start += header.size
+        found.append((header, chunk))
+    return found
+
+
+# Tensors of a layer follow each other with one shape. What was found wrong is not kept.
+@lru_cache(1024)
+def _layout(kind: bytes, sizes: bytes) -> tuple[int, np.dtype[np.generic] | None, tuple[int, ...], int, int, int, int]:
+    """Reads and checks what a header says of its chunk: codec, dtype, shape, total, offset, raw, size."""
+    codec, dtype, ndim, zero = _KIND.unpack(kind)
+    if codec >= len(CODECS) or dtype > len(DTYPES) or ndim > MAX_DIMS or zero:
+        raise RemoteProtocolError(f"header with codec {codec} dtype {dtype} ndim {ndim} and {zero} where zero must be")
+    total, offset, raw, size, *dims = _SIZES.unpack(sizes)
+    found = DTYPES[dtype - 1] if dtype else None
+    shape = tuple(dims[:ndim])
+    _check_sizes(found, shape, dims[ndim:] != _NO_DIMS[ndim:], total, offset, raw, size, codec)
+    return codec, found, shape, total, offset, raw, size
 
 
 def _check_sizes(
     kind: np.dtype[np.generic] | None, shape: tuple[int, ...], stray_dims: bool,
-    total: int, offset: int, raw: int, size: int, codec: int, limit: int,
+    total: int, offset: int, raw: int, size: int, codec: int,
 ) -> None:  # fmt: skip
     expected = kind.itemsize if kind is not None else 0
     for dim in shape:  # Python integers cannot overflow
@@ -234,8 +279,6 @@ def _check_sizes(
         raise RemoteProtocolError(f"tensor of shape {shape} dtype {kind} has {expected} bytes, header says {total}")
     if not total and math.prod(dim or 1 for dim in shape) >> 59:
         raise RemoteProtocolError(f"an empty tensor of shape {shape}: no array has such dimensions")
-    if total > limit:
-        raise RemoteProtocolError(f"tensor of {total} bytes is over the limit of {limit} (network.max_tensor_bytes)")
     if offset % CHUNK or raw != min(CHUNK, total - offset) or (offset >= total and total):
         raise RemoteProtocolError(f"chunk of {raw} bytes at {offset} does not fit a tensor of {total}")
     # A packed chunk is always smaller than the chunk; an unpacked one has its size.
