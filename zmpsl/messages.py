@@ -29,7 +29,7 @@ from msgspec import Meta, Struct
 
 from zmpsl.errors import RemoteProtocolError
 from zmpsl.job.schema import Job
-from zmpsl.plan import Block, Plan
+from zmpsl.plan import Block, Footprint, Plan
 
 __all__ = [
     "Begin",
@@ -83,7 +83,10 @@ class Stats(Struct, frozen=True, kw_only=True):
 
 
 class Join(Message, frozen=True, kw_only=True, tag=True):
-    """A role asks for a place. `place` is empty for any free one; observers only watch."""
+    """A role asks for a place. `place` is empty for any free one; observers only watch.
+
+    Compute nodes add the memory of their host, what their process takes by itself, and the budget they were given.
+    """
 
     role: Name
     place: Name = ""
@@ -92,6 +95,9 @@ class Join(Message, frozen=True, kw_only=True, tag=True):
     version: Name = ""
     host: Annotated[str, Meta(max_length=256)] = ""
     pid: int = 0
+    host_bytes: Annotated[int, Meta(ge=0)] = 0
+    used_bytes: Annotated[int, Meta(ge=0)] = 0
+    memory: Name = ""
 
 
 class Submit(Message, frozen=True, kw_only=True, tag=True):
@@ -101,9 +107,10 @@ class Submit(Message, frozen=True, kw_only=True, tag=True):
 
 
 class Described(Message, frozen=True, kw_only=True, tag=True):
-    """The block list of the job's model, as the asked data owner built it."""
+    """The block list of the job's model, as the asked data owner built it, and what a micro-batch takes in each."""
 
     blocks: tuple[Block, ...]
+    footprints: tuple[Footprint, ...] = ()
 
 
 class Ready(Message, frozen=True, kw_only=True, tag=True):

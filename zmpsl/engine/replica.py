@@ -4,6 +4,8 @@ A Part is the round's base: the weights every replica starts from. A Replica is 
 and the activations it has saved for backward:
 
     forward(b, m)  saves input and output    ->  backward(b, m) uses and frees them  ->  update() after the last m
+
+Until its first update of a round a replica computes on the base's own parameters; they are copied then.
 """
 
 from __future__ import annotations
@@ -71,13 +73,17 @@ class Part:
         self.indices = plan.blocks_of(part)
         self.layout = layout if layout is not None else layout_of(plan.blocks, self.indices, plan.job.optimizer)
         self.flat = flat if flat is not None else aligned(self.layout.nbytes)
-        views = _tensors(self.layout, self.flat)
+        self.views = views = _tensors(self.layout, self.flat)
         self.blocks: list[nn.Module] = []
         for index, block in build_blocks(plan.job.model, plan.job.seed, self.indices):
             if index in self.indices:
                 for name, tensor in block.state_dict().items():
                     views[f"{index}.{name}"].copy_(tensor)
                 self.blocks.append(_rebind(block, index, views))
+
+    def holds(self, name: str) -> bool:
+        """Tells whether a tensor of the layout is of this part: two parts may share one."""
+        return int(name.split(".", 1)[0]) in self.indices
 
     def evaluate(self, inputs: Tensor) -> Tensor:
         """Runs the blocks in evaluation mode; no state changes."""
@@ -104,7 +110,7 @@ class Replica:
         self.base = base
         self.owner = owner
         self.flat = flat
-        self._views = _tensors(base.layout, flat)
+        self._views = {name: view for name, view in _tensors(base.layout, flat).items() if base.holds(name)}
         self.blocks = [
             _rebind(block, index, self._views).train() for index, block in zip(base.indices, base.blocks, strict=True)
         ]
@@ -115,21 +121,47 @@ class Replica:
             if p.requires_grad
         ]
         self._optimizer = _optimizer(base.job.optimizer, [p for _, p in self._parameters])
+        self._buffers = [
+            f"{index}.{name}"
+            for index, block in zip(base.indices, self.blocks, strict=True)
+            for name, tensor in block.state_dict(keep_vars=True).items()
+            if not isinstance(tensor, nn.Parameter)
+        ]
         self._saved: dict[Key, tuple[Tensor, Tensor]] = {}
+        self._shares = False
 
     def reset(self, round_: int) -> None:
-        """Takes the base's weights and starts a round: learning rate set, optimiser state new or the base's."""
-        self.flat[:] = self.base.flat
-        self._saved.clear()
-        if self._optimizer is None:
-            return
-        self._optimizer.state.clear()
+        """Starts a round on the base's weights: learning rate set, optimiser state new or the base's."""
+        self.rest()
+        self._shares = True
         for name, parameter in self._parameters:
-            kept = {extra: self._views[f"{name}@{extra}"] for extra, _ in optimizer_entries(self.base.job.optimizer)}
-            if kept:
-                self._optimizer.state[parameter] = kept
-        for group in self._optimizer.param_groups:
-            group["lr"] = learning_rate(self.base.job.optimizer, round_, self.base.job.train.rounds)
+            parameter.data = self.base.views[name]
+        for name in self._buffers:  # forward changes them
+            self._views[name].copy_(self.base.views[name])
+        if self._optimizer is not None:
+            for group in self._optimizer.param_groups:
+                group["lr"] = learning_rate(self.base.job.optimizer, round_, self.base.job.train.rounds)
+
+    def own(self) -> None:
+        """Takes a copy of the base's weights and averaged optimiser state, unless that was done in this round."""
+        if not self._shares:
+            return
+        self._shares = False
+        for name in self._views.keys() - set(self._buffers):
+            self._views[name].copy_(self.base.views[name])
+        extras = [extra for extra, _ in optimizer_entries(self.base.job.optimizer)]
+        for name, parameter in self._parameters:
+            # No graph holds the base's memory any more: every micro-batch has been backward.
+            parameter.data = self._views[name]
+            if extras and self._optimizer is not None:
+                self._optimizer.state[parameter] = {extra: self._views[f"{name}@{extra}"] for extra in extras}
+
+    def rest(self) -> None:
+        """Frees all but the weights: activations, gradients, optimiser state."""
+        self._saved.clear()
+        if self._optimizer is not None:
+            self._optimizer.state.clear()
+            self._optimizer.zero_grad(set_to_none=True)
 
     @property
     def saved(self) -> int:
@@ -192,6 +224,7 @@ class Replica:
 
     def update(self) -> None:
         """One optimiser step with the gathered gradients."""
+        self.own()
         if self._optimizer is not None:
             self._optimizer.step()
             self._optimizer.zero_grad(set_to_none=True)

@@ -12,6 +12,7 @@ from zmpsl.engine.compute import ComputeEngine
 from zmpsl.errors import RemoteProtocolError
 from zmpsl.messages import Prepared, Ready
 from zmpsl.plan import Plan, node_name, owner_name
+from zmpsl.pool.budget import Limits, limits_here
 from zmpsl.roles.actions import Action, Connect, Say, Send
 from zmpsl.roles.member import Member
 from zmpsl.transport.task import Op, Task
@@ -24,6 +25,14 @@ class ComputeNode(Member):
     """One hop of the chain."""
 
     role = "compute"
+
+    def limits(self) -> Limits:
+        """Tells what host and cgroup allow, and what we take already."""
+        return limits_here(self.memory)
+
+    def has_room(self, task: Task) -> bool:
+        """False for a forward of an owner that must wait until another one has closed."""
+        return task.op is not Op.FORWARD or self.engine.has_room(task)
 
     def accepts(self, op: Op) -> int | None:
         """Forward, evaluate and close come from upstream, backward from downstream."""

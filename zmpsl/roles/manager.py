@@ -41,8 +41,9 @@ from zmpsl.messages import (
     Trouble,
     Welcome,
 )  # fmt: skip
-from zmpsl.plan import AGGREGATOR, Block, Plan, check_cuts, fingerprint, node_name, owner_name
+from zmpsl.plan import AGGREGATOR, Block, Footprint, Plan, check_cuts, fingerprint, node_name, owner_name
 from zmpsl.roles.actions import Action, Stop, Tell
+from zmpsl.roles.admission import Admission, Places
 from zmpsl.roles.roster import Roster, Seat, listed
 from zmpsl.roles.scoreboard import Scoreboard
 
@@ -91,6 +92,7 @@ class Manager:
         self._since: float | None = None
         self._pinged_at = 0.0
         self._digests: dict[str, str] = {}
+        self._training, self._evaluating = Admission(), Admission()
         if self.folder is not None:
             self.board.log_to(self.folder)
 
@@ -182,7 +184,7 @@ class Manager:
             case Trouble():
                 yield from self.finish(message.exit_code, message.text)
             case Described():
-                yield from self._described(message.blocks)
+                yield from self._described(message.blocks, message.footprints)
             case Ready():
                 yield from self._ready(seat, message)
             case Progress():
@@ -190,6 +192,7 @@ class Manager:
                     self.board.progress(seat.place, message)
             case Trained():
                 self.board.trained(seat.place, message)
+                yield from self._tell_owners(self._training.done(seat.place), Begin(round=self.round))
                 yield from self._arrived(seat.place, Phase.TRAINING, message.round)
             case Prepared():
                 self._digests.update(message.digests)
@@ -197,6 +200,7 @@ class Manager:
                 yield from self._arrived(seat.place, Phase.TRAINING, message.round)
             case Evaluated():
                 self.board.evaluated(message)
+                yield from self._tell_owners(self._evaluating.done(seat.place), Evaluate(round=self.round))
                 yield from self._arrived(seat.place, Phase.EVALUATING, message.round)
 
     def _join(self, who: bytes, join: Join) -> Iterator[Action]:
@@ -265,10 +269,12 @@ class Manager:
         asked = next(seat for seat in self.roster if seat.place == owner_name(0))
         yield Tell(asked.identity, Describe(job=self.job))
 
-    def _described(self, blocks: tuple[Block, ...]) -> Iterator[Action]:
+    def _described(self, blocks: tuple[Block, ...], footprints: tuple[Footprint, ...]) -> Iterator[Action]:
         if self.job is None or self.phase is not Phase.DESCRIBING:
             return
         bounds = check_cuts(self.job, len(blocks))
+        places = Places(self.job, blocks, bounds, footprints, {seat.place: seat.join for seat in self.roster})
+        self._training, self._evaluating = places.training, places.evaluating
         self._run = self._run or f"{self.job.name}-{time.strftime('%Y%m%d-%H%M%S')}"
         start, digests = self._resume_point(blocks, bounds)
         self.plan = Plan(
@@ -282,6 +288,9 @@ class Manager:
             owners=tuple(self.roster.peer(owner_name(index)) for index in range(self.job.owners)),
             start_round=start,
             digests=digests,
+            footprints=footprints,
+            rooms=places.rooms,
+            in_flight=places.training.limit,
         )
         if self.record is None:
             self.record = Record(
@@ -293,6 +302,8 @@ class Manager:
             write_text(self.folder / "job.yaml", dump_job(self.job).encode())
             self.board.log_to(self.folder)
         self.board.planned(self.plan)
+        if places.training.limit < self.job.owners:
+            self.board.notice(str(places))
         self.phase = Phase.BUILDING
         for identity in self._everybody():
             yield Tell(identity, Publish(plan=self.plan))
@@ -328,7 +339,7 @@ class Manager:
         self._waiting = {seat.place for seat in self.roster}
         self._digests = {}
         self.board.begin(self.round)
-        yield from self._tell_all(Begin(round=self.round))
+        yield from self._tell_owners(self._training.start(self.round), Begin(round=self.round), all_others=True)
 
     def _arrived(self, place: str, phase: Phase, round_: int) -> Iterator[Action]:
         if phase is not self.phase or round_ != self.round:
@@ -362,10 +373,15 @@ class Manager:
         if every and ((self.round + 1) % every == 0 or self.round + 1 == self.job.train.rounds):
             self.phase = Phase.EVALUATING
             self._waiting = {owner.name for owner in plan.owners}
-            yield from self._tell_all(Evaluate(round=self.round))
+            yield from self._tell_owners(self._evaluating.start(self.round), Evaluate(round=self.round))
         else:
             self.round += 1
             yield from self._begin_or_finish()
+
+    def _tell_owners(self, turn: list[str], message: FromManager, *, all_others: bool = False) -> Iterator[Action]:
+        for seat in self.roster:
+            if seat.place in turn or (all_others and seat.join.role != "owner"):
+                yield Tell(seat.identity, message)
 
     def _everybody(self) -> list[bytes]:
         return [*(seat.identity for seat in self.roster), *self._observers]
