@@ -102,6 +102,17 @@ def test_settings(more: list[str]):
     assert ours.most == 2
 
 
+@pytest.mark.parametrize("hops", [1, 3])
+@pytest.mark.parametrize("state", ["reset", "average"])
+def test_weights_that_are_not_trained_or_written_in_forward(hops: int, state: str):
+    """Replicas share the base's weights until their first update; what forward writes must never be the base's."""
+    odd = ["model.name=small_nets:odd_net", "model.args={}", "evaluate.every=0"]  # evaluation would write them too
+    wanted = small("mlp", hops, 3, 1, *odd, f"optimizer.state={state}")
+    ours = Watched(wanted, 1, rooms=rooms(wanted, [2] * hops, 1))
+    ours.run()
+    assert differing(global_state(ours.members), reference(wanted).states[-1]) == []
+
+
 class CloseLast(random.Random):
     """Draws moves, the arrival of a CLOSE only where nothing else can happen."""
 

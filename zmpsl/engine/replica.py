@@ -5,13 +5,13 @@ and the activations it has saved for backward:
 
     forward(b, m)  saves input and output    ->  backward(b, m) uses and frees them  ->  update() after the last m
 
-Until its first update of a round a replica computes on the base's own parameters; they are copied then.
+Until its first update of a round a replica computes on the base's own trained weights; they are copied then.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import torch
@@ -66,6 +66,10 @@ class Part:
         part: Which part.
         flat: Where its weights shall lie; given when two parts share a buffer, as an owner's do.
         layout: Layout of that buffer.
+
+    Attributes:
+        lends: Replicas may compute on the base's own weights until their first update. None until the first forward has
+            shown that blocks do not write their weights there, as an embedding with `max_norm` does; False if they do.
     """
 
     def __init__(self, plan: Plan, part: int, flat: Flat | None = None, layout: Layout | None = None) -> None:
@@ -74,6 +78,7 @@ class Part:
         self.layout = layout if layout is not None else layout_of(plan.blocks, self.indices, plan.job.optimizer)
         self.flat = flat if flat is not None else aligned(self.layout.nbytes)
         self.views = views = _tensors(self.layout, self.flat)
+        self.lends: bool | None = None
         self.blocks: list[nn.Module] = []
         for index, block in build_blocks(plan.job.model, plan.job.seed, self.indices):
             if index in self.indices:
@@ -114,19 +119,17 @@ class Replica:
         self.blocks = [
             _rebind(block, index, self._views).train() for index, block in zip(base.indices, base.blocks, strict=True)
         ]
-        self._parameters = [
-            (f"{index}.{name}", p)
-            for index, block in zip(base.indices, self.blocks, strict=True)
-            for name, p in block.named_parameters()
-            if p.requires_grad
-        ]
-        self._optimizer = _optimizer(base.job.optimizer, [p for _, p in self._parameters])
-        self._buffers = [
-            f"{index}.{name}"
+        # By the names under which _rebind bound them: of several names of one tensor that is the last.
+        named = {
+            id(tensor): (f"{index}.{name}", tensor)
             for index, block in zip(base.indices, self.blocks, strict=True)
             for name, tensor in block.state_dict(keep_vars=True).items()
-            if not isinstance(tensor, nn.Parameter)
-        ]
+        }
+        trained = [p for block in self.blocks for p in block.parameters() if p.requires_grad]
+        self._parameters = [(named[id(parameter)][0], parameter) for parameter in trained]
+        self._optimizer = _optimizer(base.job.optimizer, trained)
+        # A forward may change what is not trained, so that is always our own; so is averaged optimiser state.
+        self._trained = {name for name, _ in self._parameters}
         self._saved: dict[Key, tuple[Tensor, Tensor]] = {}
         self._shares = False
 
@@ -136,25 +139,33 @@ class Replica:
         self._shares = True
         for name, parameter in self._parameters:
             parameter.data = self.base.views[name]
-        for name in self._buffers:  # forward changes them
-            self._views[name].copy_(self.base.views[name])
+        self._copy(self._views.keys() - self._trained)
         if self._optimizer is not None:
             for group in self._optimizer.param_groups:
                 group["lr"] = learning_rate(self.base.job.optimizer, round_, self.base.job.train.rounds)
+        if not self.base.lends:
+            self.own()
 
     def own(self) -> None:
-        """Takes a copy of the base's weights and averaged optimiser state, unless that was done in this round."""
+        """Takes a copy of the base's trained weights, unless that was done in this round."""
         if not self._shares:
             return
         self._shares = False
-        for name in self._views.keys() - set(self._buffers):
-            self._views[name].copy_(self.base.views[name])
+        self._copy(self._trained)
         extras = [extra for extra, _ in optimizer_entries(self.base.job.optimizer)]
         for name, parameter in self._parameters:
             # No graph holds the base's memory any more: every micro-batch has been backward.
             parameter.data = self._views[name]
             if extras and self._optimizer is not None:
                 self._optimizer.state[parameter] = {extra: self._views[f"{name}@{extra}"] for extra in extras}
+
+    def _copy(self, names: Iterable[str]) -> None:
+        for name in names:
+            self._views[name].copy_(self.base.views[name])
+
+    def _writes(self) -> int:
+        """Counts how often the trained weights were written."""
+        return sum(parameter._version for _, parameter in self._parameters)
 
     def rest(self) -> None:
         """Frees all but the weights: activations, gradients, optimiser state."""
@@ -183,10 +194,20 @@ class Replica:
             raise RemoteProtocolError(f"owner {self.owner}: forward of {at} came twice")
         leaf = inputs if first else inputs.requires_grad_()
         output = leaf
+        writes = self._writes()
         with keyed_generator() as generator:
             for index, block in zip(self.base.indices, self.blocks, strict=True):
                 generator.manual_seed(key(self.base.job.seed, "forward", self.owner, *at, index))
                 output = block(output)
+        if self._writes() == writes:
+            self.base.lends = self.base.lends is not False
+        elif self._shares:
+            raise TrainingError(
+                f"blocks {self.base.indices.start} to {self.base.indices.stop - 1} write their weights in forward, but"
+                " did not at first; a block must do so always or never"
+            )
+        else:
+            self.base.lends = False
         self._saved[at] = leaf, output
         return output
 
