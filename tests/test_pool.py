@@ -13,9 +13,10 @@ from zmpsl.errors import JobError, RemoteProtocolError
 from zmpsl.job import parse_job
 from zmpsl.plan import Block, Entry, Footprint
 from zmpsl.pool.account import PartMemory, fitting, part_memory
-from zmpsl.pool.budget import Limits, limits_here, parse_memory, room_of
+from zmpsl.pool.budget import Limits, Watch, limits_here, parse_memory, room_of
 from zmpsl.pool.pool import TRANSITIONS, ReplicaPool, State
 from zmpsl.roles.admission import Admission
+from zmpsl.transport.allocator import give_back_freed_memory
 
 OWNERS = 6
 BLOCKS = tuple(Block("Linear", (Entry("weight", "float32", (16, 16), True),)) for _ in range(4))
@@ -230,6 +231,27 @@ class TestBudget:
         here = limits_here("2GiB")
         assert here.own == "2GiB"
         assert here.host_bytes == 0 or here.host_bytes > here.used_bytes > 0
+
+
+class TestWatch:
+    def test_memory_is_given_back_near_the_budget_and_not_all_the_time(self) -> None:
+        now, given = [0], []
+
+        def give_back() -> None:
+            given.append(now[0])
+            now[0] = 900 << 20
+
+        watch = Watch(1000 << 20, give_back, lambda: now[0])
+        for mib in (500, 900, 910, 920, 921, 923, 925, 930, 990):
+            now[0] = mib << 20
+            watch.look()
+        assert [nbytes >> 20 for nbytes in given] == [910, 925, 930, 990]
+
+    def test_without_a_budget_nothing_is_done(self) -> None:
+        Watch(None, lambda: pytest.fail("given back")).look()
+
+    def test_what_is_free_is_given_back(self) -> None:
+        give_back_freed_memory()  # whatever the C library; it must not fail
 
 
 class TestAdmission:

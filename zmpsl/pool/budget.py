@@ -5,13 +5,14 @@ from __future__ import annotations
 import os
 import re
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from zmpsl.errors import JobError
 from zmpsl.job.schema import MEMORY_PATTERN
 
-__all__ = ["Limits", "limits_here", "parse_memory", "readable", "room_of"]
+__all__ = ["Limits", "Watch", "limits_here", "parse_memory", "readable", "room_of"]
 
 _UNITS = {"B": 1, **{f"{letter}B": 1000 ** (n + 1) for n, letter in enumerate("kMGT")}}
 _UNITS |= {f"{letter}iB": 1024 ** (n + 1) for n, letter in enumerate("KMGT")}
@@ -70,6 +71,39 @@ def room_of(setting: int | str, limits: Limits, sharers: int) -> int | None:
     if isinstance(value, str) and value.endswith("%") and not limits.host_bytes:
         return None
     return max(0, parse_memory(value, limits.host_bytes // max(1, sharers)) - limits.used_bytes)
+
+
+class Watch:
+    """Keeps the process itself to its budget: freed memory is given back when the system counts too much.
+
+    What is set aside beforehand bounds what lives. Between live tensors a heap keeps holes of freed ones, which no
+    reckoning foresees: they may grow while there is room, and are closed when there is not.
+
+    Args:
+        budget: Bytes of the whole process; None never gives anything back.
+        give_back: Gives freed memory back to the system.
+        resident: Gives what the system counts.
+    """
+
+    # This near to the budget memory is given back, and again only when as much has been added since.
+    MARGIN_BYTES = 96 << 20
+
+    def __init__(
+        self, budget: int | None, give_back: Callable[[], None], resident: Callable[[], int] | None = None
+    ) -> None:
+        self._budget = budget
+        self._give_back = give_back
+        self._resident = resident or (lambda: _resident(Path("/proc")))
+        self._left = 0  # what was still there the last time
+
+    def look(self) -> None:
+        """Called after every piece of work."""
+        if self._budget is None:
+            return
+        near = max(self._budget - self.MARGIN_BYTES, self._left + self.MARGIN_BYTES // 4)
+        if self._resident() > near:
+            self._give_back()
+            self._left = self._resident()
 
 
 def limits_here(own: str = "", proc: Path = Path("/proc"), cgroups: Path = Path("/sys/fs/cgroup")) -> Limits:
