@@ -4,7 +4,7 @@ from glob import glob
 
 from setuptools import Extension, setup
 
-ROOMS = ["cli", "data", "engine", "job", "launch", "observe", "planner", "roles", "transport"]
+ROOMS = ["cli", "data", "engine", "job", "launch", "observe", "planner", "pool", "roles", "transport"]
 
 # The kernels behind zmpsl.codec_kernels. Optional: without a compiler the NumPy twins do the same, more slowly.
 CODECS = Extension(

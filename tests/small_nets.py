@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import numpy as np
+import torch
 from torch import nn
 
 from zmpsl.data import Samples, Split
@@ -31,6 +32,30 @@ def tiny_mlp(features: int = 64, width: int = 8) -> Iterator[nn.Module]:
     """Four small blocks, as a generator."""
     yield nn.Sequential(nn.Flatten(), nn.Linear(features, width), nn.ReLU())
     yield nn.Sequential(nn.Linear(width, width), nn.ReLU())
+    yield nn.Sequential(nn.Linear(width, width), nn.ReLU())
+    yield nn.Linear(width, 10)
+
+
+class Bounded(nn.Module):
+    """A linear layer that writes its own weights in forward, as an embedding with `max_norm` does."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(width, width))
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        with torch.no_grad():
+            self.weight.clamp_(-0.3, 0.3)
+        return nn.functional.relu(inputs @ self.weight)
+
+
+def odd_net(features: int = 64, width: int = 16) -> Iterator[nn.Module]:
+    """Blocks that are not as most are: a weight that is not trained, and one that forward writes."""
+    yield nn.Sequential(nn.Flatten(), nn.Linear(features, width), nn.ReLU())
+    frozen = nn.Linear(width, width)
+    frozen.weight.requires_grad_(False)
+    yield nn.Sequential(frozen, nn.ReLU())
+    yield Bounded(width)
     yield nn.Sequential(nn.Linear(width, width), nn.ReLU())
     yield nn.Linear(width, 10)
 

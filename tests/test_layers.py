@@ -22,6 +22,7 @@ LAYERS = [
     ["zmpsl.plan"],
     ["zmpsl.codec_plain", "zmpsl.codec_planes", "zmpsl.codec_twins", "zmpsl.codec_kernels"],
     ["zmpsl.codecs", "zmpsl.state"],
+    ["zmpsl.pool"],
     ["zmpsl.messages"],
     ["zmpsl.transport", *(f"zmpsl.transport.{name}" for name in PURE_TRANSPORT)],
     ["zmpsl.transport.link", "zmpsl.transport.control"],

@@ -37,7 +37,7 @@ from msgspec import Meta, Struct
 
 from zmpsl.errors import RemoteProtocolError
 from zmpsl.job.schema import Job
-from zmpsl.plan import Block, Plan
+from zmpsl.plan import Block, Footprint, Plan
 
 __all__ = [
     "Begin",
@@ -97,6 +97,7 @@ class Join(Message, frozen=True, kw_only=True, tag=True):
     """A role asks for a place. `place` is empty for any free one; observers only watch.
 
     Said again when the connection to the manager was lost; `plan` is then the version of the plan it works on.
+    Compute nodes add the memory of their host, what their process takes by itself, and the budget they were given.
     """
 
     role: Name
@@ -107,6 +108,9 @@ class Join(Message, frozen=True, kw_only=True, tag=True):
     host: Annotated[str, Meta(max_length=256)] = ""
     pid: int = 0
     plan: int = 0
+    host_bytes: Annotated[int, Meta(ge=0)] = 0
+    used_bytes: Annotated[int, Meta(ge=0)] = 0
+    memory: Name = ""
 
 
 class Submit(Message, frozen=True, kw_only=True, tag=True):
@@ -116,9 +120,10 @@ class Submit(Message, frozen=True, kw_only=True, tag=True):
 
 
 class Described(Message, frozen=True, kw_only=True, tag=True):
-    """The block list of the job's model, as the asked data owner built it."""
+    """The block list of the job's model, as the asked data owner built it, and what a micro-batch takes in each."""
 
     blocks: tuple[Block, ...]
+    footprints: tuple[Footprint, ...] = ()
 
 
 class Ready(Message, frozen=True, kw_only=True, tag=True):

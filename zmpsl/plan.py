@@ -19,6 +19,7 @@ __all__ = [
     "AGGREGATOR",
     "Block",
     "Entry",
+    "Footprint",
     "Peer",
     "Plan",
     "check_cuts",
@@ -70,6 +71,14 @@ class Block(Struct, frozen=True, array_like=True):
         return sum(entry.elements for entry in self.entries if entry.trained)
 
 
+class Footprint(Struct, frozen=True, array_like=True):
+    """Bytes that one micro-batch has in a block: its input, its output, and what the block saves for backward."""
+
+    inputs: int
+    outputs: int
+    saved: int
+
+
 class Peer(Struct, frozen=True, array_like=True):
     """A role's place in the plan and the address of its PULL socket."""
 
@@ -92,6 +101,9 @@ class Plan(Struct, frozen=True, kw_only=True):
         start_round: First round to train; above 0 when a run is resumed.
         digests: Digest of every role's state at `start_round`, empty for a fresh start.
         stored: The bounds under which that state was stored, where they are not this plan's.
+        footprints: Of every block, for one micro-batch; empty where they are not known.
+        rooms: Bytes each compute node has for its part, by hop; empty where there is no limit.
+        in_flight: Most owners that train at a time; 0 for all.
     """
 
     version: int
@@ -105,6 +117,9 @@ class Plan(Struct, frozen=True, kw_only=True):
     start_round: int = 0
     digests: dict[str, str] = {}
     stored: tuple[int, ...] = ()
+    footprints: tuple[Footprint, ...] = ()
+    rooms: tuple[int | None, ...] = ()
+    in_flight: int = 0
 
     @property
     def parts(self) -> int:

@@ -194,12 +194,15 @@ class Average:
         """
         for segment, start in zip(self._floats, self._starts, strict=True):
             values = flat[segment.offset : segment.offset + segment.nbytes].view(segment.dtype)
-            with np.errstate(all="ignore"):  # what overflows is found below
-                values[:] = (self._sum.rounded(start, start + values.size) / self.weight).astype(segment.dtype)
-            if not np.isfinite(values).all():
-                raise TrainingError(
-                    f"the average of {segment.name} is not finite; training has diverged, try a lower learning rate"
-                )
+            for low in range(0, values.size, STEP):
+                piece = values[low : low + STEP]
+                with np.errstate(all="ignore"):  # what overflows is found below
+                    mean = self._sum.rounded(start + low, start + low + piece.size) / self.weight
+                    piece[:] = mean.astype(segment.dtype)
+                if not np.isfinite(piece).all():
+                    raise TrainingError(
+                        f"the average of {segment.name} is not finite; training has diverged, try a lower learning rate"
+                    )
         if self._integers is not None:
             for segment in self._others:
                 here = slice(segment.offset, segment.offset + segment.nbytes)
@@ -207,19 +210,20 @@ class Average:
 
 
 class ExactSum:
-    """Sums of float64 without any rounding, element by element, as unevaluated sums of float64 `levels`.
+    """Sums of float64 without any rounding, element by element, as unevaluated sums of float64.
 
-    A term is added to level 0; what that rounds off is added to level 1, and so on until nothing is left (TwoSum of
-    Knuth; growing expansions of Shewchuk 1997). Two levels hold 106 bits: more than two are used only where the terms
-    of one element differ by more than about 2**50, and are made when that happens.
+    A term is added to level 0; what that rounds off is added to level 1; what is then still left is kept as it is
+    (TwoSum of Knuth; growing expansions of Shewchuk 1997). Two levels hold 106 bits: something is left only where the
+    terms of one element differ by more than about 2**50. Memory is two numbers per element, and 16 bytes per rest.
     """
 
     def __init__(self, size: int) -> None:
-        self._levels = [np.zeros(size), np.zeros(size)]
+        self._levels = np.zeros(size), np.zeros(size)
+        self._left: dict[int, list[tuple[NDArray[np.intp], NDArray[np.float64]]]] = {}  # by element // STEP
 
     def reset(self) -> None:
         """Starts anew."""
-        del self._levels[2:]
+        self._left.clear()
         for level in self._levels:
             level.fill(0)
 
@@ -231,17 +235,22 @@ class ExactSum:
                 term = _two_sum(level[here], term)
                 if not term.any():
                     return
-            if np.isfinite(term).all():
-                self._levels.append(np.zeros_like(self._levels[0]))
-                self._levels[-1][here] = term
+            found = np.flatnonzero((term != 0) & np.isfinite(term))
+        for step in np.unique((found + start) // STEP):
+            mine = found[(found + start) // STEP == step]
+            self._left.setdefault(int(step), []).append((mine + start, term[mine]))
 
     def rounded(self, start: int, stop: int) -> NDArray[np.float64]:
         """Gives the sums of elements [start, stop), each rounded once to the nearest float64."""
         total = self._levels[0][start:stop] + self._levels[1][start:stop]
-        if len(self._levels) > 2:
-            deep = np.any([level[start:stop] for level in self._levels[2:]], axis=0) & np.isfinite(total)
-            for index in np.flatnonzero(deep):
-                total[index] = math.fsum(level[start + index] for level in self._levels)
+        deep: dict[int, list[float]] = {}
+        for step in range(start // STEP, -(-stop // STEP)):
+            for indices, terms in self._left.get(step, ()):
+                for index, term in zip(indices.tolist(), terms.tolist(), strict=True):
+                    deep.setdefault(index, []).append(term)
+        for index, rests in deep.items():
+            if start <= index < stop and np.isfinite(total[index - start]):
+                total[index - start] = math.fsum([*(float(level[index]) for level in self._levels), *rests])
         return total
 
 

@@ -23,7 +23,8 @@ from zmpsl.transport.wire import OWNER_SENDER, Header
 __all__ = ["URGENCY", "Station", "codec_for"]
 
 # Backward first: it frees activations and keeps the owner's next step from waiting.
-URGENCY = {Op.BACKWARD: 0, Op.FORWARD: 1, Op.EVALUATE: 1, Op.GLOBAL: 1, Op.PART: 2, Op.CLOSE: 2}
+# CLOSE no later than FORWARD: it frees a replica another owner may wait for.
+URGENCY = {Op.BACKWARD: 0, Op.FORWARD: 1, Op.CLOSE: 1, Op.EVALUATE: 1, Op.GLOBAL: 1, Op.PART: 2}
 
 
 def codec_for(settings: CodecSettings, me: str, peer: str) -> Callable[[Op], Codec]:
@@ -50,12 +51,13 @@ class Station:
         self.outboxes: dict[str, Outbox] = {}
         self.strays = 0
         self._waiting: list[tuple[int, int, Task]] = []
+        self._parked: list[tuple[int, int, Task]] = []  # there is no room for them before somebody closes
         self._order = count()
 
     def disconnect(self) -> None:
         """Forgets peers and all that waits; what is under way on the links is lost."""
         self.outboxes.clear()
-        self._waiting.clear()
+        self.clear()
 
     def connect(self, action: Connect) -> None:
         """Makes an outbox for every peer of the plan."""
@@ -90,12 +92,14 @@ class Station:
 
     def next_work(self) -> Iterator[Action] | None:
         """Gives the most urgent piece of work, None when there is nothing to do now."""
+        self._park()
         if self._waiting:
             return self._handle(heapq.heappop(self._waiting)[2])
         return self.member.idle() if self.member.wants_work() else None
 
     def has_work(self) -> bool:
         """Tells whether `next_work` would give something."""
+        self._park()
         return bool(self._waiting) or self.member.wants_work()
 
     def owes(self) -> bool:
@@ -109,8 +113,14 @@ class Station:
         return [name for name, outbox in self.outboxes.items() if outbox]
 
     def clear(self) -> None:
-        """Drops what waits: the run is over."""
+        """Drops what waits."""
         self._waiting.clear()
+        self._parked.clear()
+
+    def _park(self) -> None:
+        """Puts aside what there is no room for; its sender gets no credit back meanwhile, so this is bounded."""
+        while self._waiting and not self.member.has_room(self._waiting[0][2]):
+            self._parked.append(heapq.heappop(self._waiting))
 
     def _handle(self, task: Task) -> Iterator[Action]:
         try:
@@ -120,6 +130,10 @@ class Station:
             self.strays += 1
             yield from self.member.broken(_sender(task), str(error))
             return
+        if task.op is Op.CLOSE:
+            for parked in self._parked:
+                heapq.heappush(self._waiting, parked)
+            self._parked.clear()
         outbox = self.outboxes.get(_sender(task))
         if outbox is not None:
             outbox.owe(task.owner, task.nbytes)

@@ -86,6 +86,7 @@ def _member(
     unprotected: bool,
     data_dir: Path | None = None,
     allow_code: tuple[str, ...] = (),
+    memory: str = "",
 ) -> None:
     import logging
 
@@ -94,7 +95,7 @@ def _member(
 
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     with errors():
-        member = make_member(role, runs, place, data_dir)
+        member = make_member(role, runs, place, data_dir, memory)
         member.allowed_code = allow_code
         node = Node(member, manager, bind, advertise, unprotected=unprotected)
         click.echo(f"{role} at {node.endpoint}, manager at {manager}")
@@ -114,6 +115,12 @@ _allow_code = click.option(
 @click.command(epilog=EXIT_CODES)
 @member_options
 @_allow_code
+@click.option(
+    "--memory",
+    default="",
+    metavar="SIZE",
+    help="Most memory of this process, such as 4GiB or 50%, instead of the job's memory.",
+)
 def compute(**options: Any) -> None:
     """Run a compute node: it gets its part of the model from the manager's plan."""
     _member("compute", **options)

@@ -1,4 +1,4 @@
-"""The compute node's engine: one part, one replica per data owner. Tasks in, tasks out; no socket, no clock."""
+"""The compute node's engine: one part, one replica per owner in flight. Tasks in, tasks out; no socket, no clock."""
 
 from __future__ import annotations
 
@@ -6,9 +6,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from zmpsl.engine.footprint import probe
 from zmpsl.engine.replica import Part, Replica, aligned
-from zmpsl.errors import RemoteProtocolError
+from zmpsl.errors import LocalProtocolError, RemoteProtocolError
 from zmpsl.plan import Plan
+from zmpsl.pool.account import part_memory
+from zmpsl.pool.pool import ReplicaPool
 from zmpsl.state import Average, digest
 from zmpsl.transport.task import Op, Task
 
@@ -38,45 +41,63 @@ class ComputeEngine:
     Args:
         plan: The plan.
         part: Which part, 1 to P - 2.
+
+    Raises:
+        JobError: The plan leaves this node too little memory for one replica; nothing has been built then.
     """
 
     def __init__(self, plan: Plan, part: int) -> None:
         self.plan = plan
         self.part = part
         self._owners = len(plan.active)
+        memory = part_memory(plan.job, plan.blocks, plan.bounds, plan.footprints, part)
+        self.pool: ReplicaPool[Replica] = ReplicaPool(
+            memory, plan.rooms[part - 1] if plan.rooms else None, plan.in_flight or self._owners, self._build,
+            plan.nodes[part - 1].name,
+        )  # fmt: skip
         self.base = Part(plan, part)
         self.average = Average(self.base.layout)
         self.round = plan.start_round
-        self._replicas: dict[int, Replica] = {}
-        self._spare: list[Replica] = []
         self._samples: dict[int, int] = {}
         self._closed: set[int] = set()
+        self._largest = 0
 
     def begin(self, round_: int) -> None:
         """Starts a round from the base weights."""
         self.round = round_
         self.average.reset()
+        self.pool.begin()
         self._samples.clear()
         self._closed.clear()
 
+    def has_room(self, task: Task) -> bool:
+        """Sets memory aside for the replica of a forward's owner, unless it has one; False while there is none left.
+
+        Raises:
+            JobError: The activations turn out so large that not one replica fits.
+        """
+        self._learn(task)
+        return self.pool.admit(task.owner)
+
     def forward(self, task: Task) -> Task:
         """Runs one micro-batch forward through the owner's replica."""
-        replica = self._replica(task)
-        output = replica.forward(to_tensor(task), (task.round, task.epoch, task.batch, task.micro))
+        inputs = to_tensor(task)
+        if not self.has_room(task):
+            raise LocalProtocolError(f"{task}: handled although there is no room for a replica")
+        replica = self.pool.get(task.owner)
+        output = replica.forward(inputs, (task.round, task.epoch, task.batch, task.micro))
         self._samples[task.owner] = self._samples.get(task.owner, 0) + len(output)
         return task.reply(Op.FORWARD, to_array(output))
 
     def backward(self, task: Task) -> Task:
         """Runs one micro-batch backward; the weights are not changed yet."""
-        replica = self._replicas.get(task.owner)
-        if replica is None:
-            raise RemoteProtocolError(f"{task}: owner {task.owner} has no replica here")
+        replica = self.pool.get(task.owner)
         gradient = replica.backward(to_tensor(task), (task.round, task.epoch, task.batch, task.micro))
         return task.reply(Op.BACKWARD, None if gradient is None else to_array(gradient))
 
     def update(self, owner: int) -> None:
         """Steps the optimiser of an owner's replica; after the batch's last micro-batch."""
-        self._replicas[owner].update()
+        self.pool.get(owner).update()
 
     def evaluate(self, task: Task) -> Task:
         """Runs a batch through the base weights, touching no training state."""
@@ -88,14 +109,16 @@ class ComputeEngine:
         Raises:
             RemoteProtocolError: The owner counts other samples than passed through here.
         """
-        replica, samples = self._replicas.pop(task.owner, None), self._samples.get(task.owner, 0)
-        if replica is None or replica.saved or samples != task.count:
+        samples = self._samples.get(task.owner, 0)
+        replica = self.pool.get(task.owner)
+        if replica.saved or samples != task.count:
             raise RemoteProtocolError(
-                f"{task}: owner counts {task.count} samples, {samples} passed here, {replica.saved if replica else 0}"
-                " unfinished"
+                f"{task}: owner counts {task.count} samples, {samples} passed here, {replica.saved} unfinished"
             )
+        replica.own()
         self.average.add(task.owner, replica.flat, task.count)
-        self._spare.append(replica)
+        replica.rest()
+        self.pool.fold(task.owner)
         self._closed.add(task.owner)
         return len(self._closed) == self._owners
 
@@ -104,15 +127,17 @@ class ComputeEngine:
         self.average.write_to(self.base.flat)
         return digest(self.base.flat)
 
-    def _replica(self, task: Task) -> Replica:
-        replica = self._replicas.get(task.owner)
-        if replica is None:
-            if task.owner in self._closed:
-                raise RemoteProtocolError(f"{task}: owner {task.owner} has closed this round")
-            replica = (
-                self._spare.pop() if self._spare else Replica(self.base, task.owner, aligned(self.base.layout.nbytes))
-            )
-            replica.owner = task.owner
-            replica.reset(self.round)
-            self._replicas[task.owner] = replica
+    def _build(self, owner: int, spare: Replica | None) -> Replica:
+        replica = spare if spare is not None else Replica(self.base, owner, aligned(self.base.layout.nbytes))
+        replica.owner = owner
+        replica.reset(self.round)
         return replica
+
+    def _learn(self, task: Task) -> None:
+        """Reckons what the largest micro-batch so far takes, before anything is built for it."""
+        if task.nbytes <= self._largest or task.tensor is None:
+            return
+        self._largest = task.nbytes
+        prints = probe(self.base.blocks, task.tensor.shape, to_tensor(task).dtype)
+        if prints:
+            self.pool.resize(self.pool.memory.with_activations(prints))

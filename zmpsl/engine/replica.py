@@ -4,12 +4,14 @@ A Part is the round's base: the weights every replica starts from. A Replica is 
 and the activations it has saved for backward:
 
     forward(b, m)  saves input and output    ->  backward(b, m) uses and frees them  ->  update() after the last m
+
+Until its first update of a round a replica computes on the base's own trained weights; they are copied then.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import torch
@@ -64,6 +66,10 @@ class Part:
         part: Which part.
         flat: Where its weights shall lie; given when two parts share a buffer, as an owner's do.
         layout: Layout of that buffer.
+
+    Attributes:
+        lends: Replicas may compute on the base's own weights until their first update. None until the first forward has
+            shown that blocks do not write their weights there, as an embedding with `max_norm` does; False if they do.
     """
 
     def __init__(self, plan: Plan, part: int, flat: Flat | None = None, layout: Layout | None = None) -> None:
@@ -71,13 +77,18 @@ class Part:
         self.indices = plan.blocks_of(part)
         self.layout = layout if layout is not None else layout_of(plan.blocks, self.indices, plan.job.optimizer)
         self.flat = flat if flat is not None else aligned(self.layout.nbytes)
-        views = _tensors(self.layout, self.flat)
+        self.views = views = _tensors(self.layout, self.flat)
+        self.lends: bool | None = None
         self.blocks: list[nn.Module] = []
         for index, block in build_blocks(plan.job.model, plan.job.seed, self.indices):
             if index in self.indices:
                 for name, tensor in block.state_dict().items():
                     views[f"{index}.{name}"].copy_(tensor)
                 self.blocks.append(_rebind(block, index, views))
+
+    def holds(self, name: str) -> bool:
+        """Tells whether a tensor of the layout is of this part: two parts may share one."""
+        return int(name.split(".", 1)[0]) in self.indices
 
     def evaluate(self, inputs: Tensor) -> Tensor:
         """Runs the blocks in evaluation mode; no state changes."""
@@ -104,32 +115,64 @@ class Replica:
         self.base = base
         self.owner = owner
         self.flat = flat
-        self._views = _tensors(base.layout, flat)
+        self._views = {name: view for name, view in _tensors(base.layout, flat).items() if base.holds(name)}
         self.blocks = [
             _rebind(block, index, self._views).train() for index, block in zip(base.indices, base.blocks, strict=True)
         ]
-        self._parameters = [
-            (f"{index}.{name}", p)
+        # By the names under which _rebind bound them: of several names of one tensor that is the last.
+        named = {
+            id(tensor): (f"{index}.{name}", tensor)
             for index, block in zip(base.indices, self.blocks, strict=True)
-            for name, p in block.named_parameters()
-            if p.requires_grad
-        ]
-        self._optimizer = _optimizer(base.job.optimizer, [p for _, p in self._parameters])
+            for name, tensor in block.state_dict(keep_vars=True).items()
+        }
+        trained = [p for block in self.blocks for p in block.parameters() if p.requires_grad]
+        self._parameters = [(named[id(parameter)][0], parameter) for parameter in trained]
+        self._optimizer = _optimizer(base.job.optimizer, trained)
+        # A forward may change what is not trained, so that is always our own; so is averaged optimiser state.
+        self._trained = {name for name, _ in self._parameters}
         self._saved: dict[Key, tuple[Tensor, Tensor]] = {}
+        self._shares = False
 
     def reset(self, round_: int) -> None:
-        """Takes the base's weights and starts a round: learning rate set, optimiser state new or the base's."""
-        self.flat[:] = self.base.flat
-        self._saved.clear()
-        if self._optimizer is None:
-            return
-        self._optimizer.state.clear()
+        """Starts a round on the base's weights: learning rate set, optimiser state new or the base's."""
+        self.rest()
+        self._shares = True
         for name, parameter in self._parameters:
-            kept = {extra: self._views[f"{name}@{extra}"] for extra, _ in optimizer_entries(self.base.job.optimizer)}
-            if kept:
-                self._optimizer.state[parameter] = kept
-        for group in self._optimizer.param_groups:
-            group["lr"] = learning_rate(self.base.job.optimizer, round_, self.base.job.train.rounds)
+            parameter.data = self.base.views[name]
+        self._copy(self._views.keys() - self._trained)
+        if self._optimizer is not None:
+            for group in self._optimizer.param_groups:
+                group["lr"] = learning_rate(self.base.job.optimizer, round_, self.base.job.train.rounds)
+        if not self.base.lends:
+            self.own()
+
+    def own(self) -> None:
+        """Takes a copy of the base's trained weights, unless that was done in this round."""
+        if not self._shares:
+            return
+        self._shares = False
+        self._copy(self._trained)
+        extras = [extra for extra, _ in optimizer_entries(self.base.job.optimizer)]
+        for name, parameter in self._parameters:
+            # No graph holds the base's memory any more: every micro-batch has been backward.
+            parameter.data = self._views[name]
+            if extras and self._optimizer is not None:
+                self._optimizer.state[parameter] = {extra: self._views[f"{name}@{extra}"] for extra in extras}
+
+    def _copy(self, names: Iterable[str]) -> None:
+        for name in names:
+            self._views[name].copy_(self.base.views[name])
+
+    def _writes(self) -> int:
+        """Counts how often the trained weights were written."""
+        return sum(parameter._version for _, parameter in self._parameters)
+
+    def rest(self) -> None:
+        """Frees all but the weights: activations, gradients, optimiser state."""
+        self._saved.clear()
+        if self._optimizer is not None:
+            self._optimizer.state.clear()
+            self._optimizer.zero_grad(set_to_none=True)
 
     @property
     def saved(self) -> int:
@@ -151,10 +194,20 @@ class Replica:
             raise RemoteProtocolError(f"owner {self.owner}: forward of {at} came twice")
         leaf = inputs if first else inputs.requires_grad_()
         output = leaf
+        writes = self._writes()
         with keyed_generator() as generator:
             for index, block in zip(self.base.indices, self.blocks, strict=True):
                 generator.manual_seed(key(self.base.job.seed, "forward", self.owner, *at, index))
                 output = block(output)
+        if self._writes() == writes:
+            self.base.lends = self.base.lends is not False
+        elif self._shares:
+            raise TrainingError(
+                f"blocks {self.base.indices.start} to {self.base.indices.stop - 1} write their weights in forward, but"
+                " did not at first; a block must do so always or never"
+            )
+        else:
+            self.base.lends = False
         self._saved[at] = leaf, output
         return output
 
@@ -192,6 +245,7 @@ class Replica:
 
     def update(self) -> None:
         """One optimiser step with the gathered gradients."""
+        self.own()
         if self._optimizer is not None:
             self._optimizer.step()
             self._optimizer.zero_grad(set_to_none=True)

@@ -7,7 +7,8 @@ from typing import Annotated, Any, Literal
 from msgspec import Meta, Struct, field
 
 __all__ = [
-    "Codec", "Data", "Evaluate", "Job", "LearningRate", "Model", "Network", "Optimizer", "Partition", "Recover",
+    "MEMORY_PATTERN", "Codec", "Data", "Evaluate", "Job", "LearningRate", "Model", "Network", "Optimizer", "Partition",
+    "Recover",
     "Train",
 ]  # fmt: skip
 
@@ -18,6 +19,8 @@ MAX_NODES = 255
 Count = Annotated[int, Meta(ge=1)]
 Seconds = Annotated[float, Meta(gt=0)]
 Share = Annotated[float, Meta(ge=0, le=1)]
+# zmpsl.pool.budget reads it.
+MEMORY_PATTERN = r"^[0-9]+([.][0-9]+)? ?(%|B|kB|KiB|MB|MiB|GB|GiB|TB|TiB)$"
 CodecName = Literal["none", "lz4", "huff"]
 
 
@@ -296,6 +299,25 @@ class Job(Settings, frozen=True, forbid_unknown_fields=True, kw_only=True):
     codec: Annotated[Codec, Meta(description="compression on the wire")] = Codec()
     network: Annotated[Network, Meta(description="sockets, limits, deadlines")] = Network()
     recover: Annotated[Recover, Meta(description="lost roles")] = Recover()
+    memory: Annotated[
+        Count | Annotated[str, Meta(pattern=MEMORY_PATTERN)],
+        Meta(
+            description=(
+                "most memory of each compute node's process: bytes, a size such as `4GiB`, or a share of what the host"
+                " or its cgroup has, such as `80%`, which nodes on one host divide among them; a node's own `--memory`"
+                " goes before it"
+            )
+        ),
+    ] = "80%"
+    owners_in_flight: Annotated[
+        Literal["auto"] | Count,
+        Meta(
+            description=(
+                "owners that train at the same time; each needs a replica on every node. `auto`: as many as the nodes'"
+                " memory holds"
+            )
+        ),
+    ] = "auto"
     threads: Annotated[Count, Meta(description="torch threads of each role that trains")] = 1
     keep_checkpoints: Annotated[Count, Meta(description="committed rounds whose checkpoints are kept")] = 2
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import random
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from zmpsl.checkpoint import Record
@@ -16,6 +16,8 @@ from zmpsl.codecs import by_number
 from zmpsl.errors import LocalProtocolError, ZmpslError, error_for
 from zmpsl.job.schema import Job
 from zmpsl.messages import Message
+from zmpsl.plan import node_name
+from zmpsl.pool.budget import Limits
 from zmpsl.roles.actions import Action, Connect, Disconnect, Say, Send, Stop, Tell
 from zmpsl.roles.aggregator import Aggregator
 from zmpsl.roles.compute import ComputeNode
@@ -43,6 +45,18 @@ class _Place:
         self.stop: Stop | None = None
 
 
+class _Bounded(ComputeNode):
+    """A compute node with this many bytes for its part."""
+
+    def __init__(self, room: int, runs: Path | None, place: str) -> None:
+        super().__init__(runs, place)
+        self.room = room
+
+    def limits(self) -> Limits:
+        """Nothing but the part counts."""
+        return Limits(own=str(self.room))
+
+
 class MemoryRun:
     """A run in memory.
 
@@ -53,6 +67,7 @@ class MemoryRun:
         name: Name of the run.
         resume: Record of the run to go on with.
         capture: Keep all bytes that travel between members.
+        rooms: Bytes that each compute node has for its part, by hop; no limit where empty.
 
     Attributes:
         members: The roles by place name, once the run is over.
@@ -68,12 +83,13 @@ class MemoryRun:
         *,
         resume: Record | None = None,
         capture: bool = False,
+        rooms: Sequence[int] = (),
     ) -> None:
         self.random = random.Random(seed)
         self.manager = Manager(runs, job, name, resume)
         kinds: list[Member] = [
             Aggregator(runs),
-            *(ComputeNode(runs) for _ in range(job.nodes)),
+            *(_Bounded(rooms[hop], runs, node_name(hop)) if rooms else ComputeNode(runs) for hop in range(job.nodes)),
             *(DataOwner(runs) for _ in range(job.owners)),
         ]
         self._places = {number: _Place(member, number) for number, member in enumerate(kinds)}

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from zmpsl.errors import ZmpslError
+from zmpsl.pool.budget import limits_here
 from zmpsl.transport.allocator import keep_freed_memory
 
 if TYPE_CHECKING:
@@ -27,11 +28,21 @@ _CLASSES = {
 }
 
 
-def make_member(role: str, runs: Path | None, place: str = "", data_dir: Path | None = None) -> Member:
+def make_member(
+    role: str, runs: Path | None, place: str = "", data_dir: Path | None = None, memory: str = ""
+) -> Member:
     """Makes the role for a process of its own; imports only what that role needs.
+
+    Args:
+        role: Which.
+        runs: Folder in which the run's folder lies or is made.
+        place: Place wanted, empty for any.
+        data_dir: A data owner's data.
+        memory: A compute node's budget, empty for the job's.
 
     Raises:
         ZmpslError: The role needs torch, which is not installed.
+        JobError: `memory` is no budget.
     """
     module, name = _CLASSES[role]
     try:
@@ -42,6 +53,9 @@ def make_member(role: str, runs: Path | None, place: str = "", data_dir: Path | 
         raise ZmpslError(f"role {role} needs PyTorch, which is not installed: pip install 'zmpsl[train]'") from error
     member: Member = kind(runs, place, data_dir) if role == "owner" else kind(runs, place)
     member.own_process = True
+    if memory:
+        limits_here(memory)  # says now what is wrong with it
+        member.memory = memory
     keep_freed_memory()
     return member
 

@@ -12,8 +12,10 @@ from zmpsl.engine.compute import ComputeEngine
 from zmpsl.errors import CheckpointError, RemoteProtocolError
 from zmpsl.messages import Prepared, Ready
 from zmpsl.plan import Plan, node_name, owner_name
+from zmpsl.pool.budget import Limits, Watch, limits_here
 from zmpsl.roles.actions import Action, Connect, Say, Send
 from zmpsl.roles.member import Member
+from zmpsl.transport.allocator import give_back_freed_memory
 from zmpsl.transport.task import Op, Task
 from zmpsl.transport.wire import OWNER_SENDER
 
@@ -24,6 +26,17 @@ class ComputeNode(Member):
     """One hop of the chain."""
 
     role = "compute"
+    _used_bytes = 0
+
+    def limits(self) -> Limits:
+        """Tells what host and cgroup allow, and what we take already."""
+        limits = limits_here(self.memory)
+        self._used_bytes = limits.used_bytes
+        return limits
+
+    def has_room(self, task: Task) -> bool:
+        """False for a forward of an owner that must wait until another one has closed."""
+        return task.op is not Op.FORWARD or self.engine.has_room(task)
 
     def accepts(self, op: Op) -> int | None:
         """Forward, evaluate and close come from upstream, backward from downstream."""
@@ -40,6 +53,8 @@ class ComputeNode(Member):
         self.part = self.hop + 1
         if self.own_process:
             torch.set_num_threads(plan.job.threads)
+        room = plan.rooms[self.hop] if plan.rooms and self.own_process else None
+        self._watch = Watch(None if room is None else room + self._used_bytes, give_back_freed_memory)
         check_model(plan, self.place)
         self.engine = ComputeEngine(plan, self.part)
         if plan.start_round:
@@ -55,6 +70,10 @@ class ComputeNode(Member):
 
     def handle(self, task: Task) -> Iterator[Action]:
         """Forward, backward, update, evaluate, close."""
+        yield from self._work(task)
+        self._watch.look()
+
+    def _work(self, task: Task) -> Iterator[Action]:
         match task.op:
             case Op.FORWARD:
                 with self.meter.measure("F", task):

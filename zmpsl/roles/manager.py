@@ -27,6 +27,7 @@ from zmpsl.messages import (
     Described,
     Evaluate,
     Evaluated,
+    FromManager,
     Join,
     Leave,
     Paused,
@@ -42,8 +43,9 @@ from zmpsl.messages import (
     Trouble,
     Welcome,
 )  # fmt: skip
-from zmpsl.plan import AGGREGATOR, Block, Plan, check_cuts, fingerprint, node_name, owner_name
+from zmpsl.plan import AGGREGATOR, Block, Footprint, Plan, check_cuts, fingerprint, node_name, owner_name
 from zmpsl.roles.actions import Action, Tell
+from zmpsl.roles.admission import Places
 from zmpsl.roles.manager_state import Phase
 from zmpsl.roles.recovering import Recovering
 from zmpsl.roles.roster import Seat, listed
@@ -135,7 +137,7 @@ class Manager(Recovering):
             case Trouble():
                 yield from self.finish(message.exit_code, message.text)
             case Described():
-                yield from self._described(message.blocks)
+                yield from self._described(message.blocks, message.footprints)
             case Ready():
                 yield from self._ready(seat, message)
             case Paused():
@@ -151,6 +153,7 @@ class Manager(Recovering):
                     self.board.progress(seat.place, message)
             case Trained():
                 self.board.trained(seat.place, message)
+                yield from self._tell_owners(self._training.done(seat.place), Begin(round=self.round))
                 yield from self._arrived(seat.place, Phase.TRAINING, message.round)
             case Prepared():
                 self._digests.update(message.digests)
@@ -158,6 +161,7 @@ class Manager(Recovering):
                 yield from self._arrived(seat.place, Phase.TRAINING, message.round)
             case Evaluated():
                 self.board.evaluated(message)
+                yield from self._tell_owners(self._evaluating.done(seat.place), Evaluate(round=self.round))
                 yield from self._arrived(seat.place, Phase.EVALUATING, message.round)
 
     def _join(self, who: bytes, join: Join) -> Iterator[Action]:
@@ -229,9 +233,10 @@ class Manager(Recovering):
         asked = next(seat for seat in self.roster if seat.place == owner_name(0))
         yield Tell(asked.identity, Describe(job=self.job))
 
-    def _described(self, blocks: tuple[Block, ...]) -> Iterator[Action]:
+    def _described(self, blocks: tuple[Block, ...], footprints: tuple[Footprint, ...]) -> Iterator[Action]:
         if self.job is None or self.phase is not Phase.DESCRIBING:
             return
+        self._footprints = footprints
         self._run = self._run or f"{self.job.name}-{time.strftime('%Y%m%d-%H%M%S')}"
         # Above every plan of which something may still be under way, when this manager follows one that was lost.
         version = 1 + max(self.record.plan if self.record else 0, *(seat.join.plan for seat in self.roster))
@@ -241,6 +246,9 @@ class Manager(Recovering):
         if self.job is None or self._run is None:
             raise LocalProtocolError("a plan needs a job")
         start, digests = self._resume_point(blocks)
+        joins = {seat.place: seat.join for seat in self.roster}
+        places = Places(self.job, blocks, bounds, self._footprints, joins)
+        self._training, self._evaluating = places.training, places.evaluating
         self.plan = Plan(
             version=version,
             run=self._run,
@@ -253,6 +261,9 @@ class Manager(Recovering):
             start_round=start,
             digests=digests,
             stored=self.record.bounds if start and self.record is not None and self.record.bounds != bounds else (),
+            footprints=self._footprints,
+            rooms=places.rooms,
+            in_flight=places.training.limit,
         )
         if self.record is None:
             self.record = Record(
@@ -264,6 +275,8 @@ class Manager(Recovering):
             write_text(self.folder / "job.yaml", dump_job(self.job).encode())
             self.board.log_to(self.folder)
         self.board.planned(self.plan)
+        if places.training.limit < len(self.plan.active):
+            self.board.notice(str(places))
         self.phase, self._since = Phase.BUILDING, None
         for seat in self.roster:
             if not seat.standby:
@@ -308,7 +321,7 @@ class Manager(Recovering):
         self._waiting = {seat.place for seat in self.roster if seat.planned}
         self._digests = {}
         self.board.begin(self.round)
-        yield from self._tell_all(Begin(round=self.round))
+        yield from self._tell_owners(self._training.start(self.round), Begin(round=self.round), all_others=True)
 
     def _arrived(self, place: str, phase: Phase, round_: int) -> Iterator[Action]:
         if phase is not self.phase or round_ != self.round:
@@ -351,4 +364,9 @@ class Manager(Recovering):
         self.phase = Phase.EVALUATING
         self._waiting = {plan.owners[index].name for index in plan.active}
         self.board.forget_scores()
-        yield from self._tell_all(Evaluate(round=self.round))
+        yield from self._tell_owners(self._evaluating.start(self.round), Evaluate(round=self.round))
+
+    def _tell_owners(self, turn: list[str], message: FromManager, *, all_others: bool = False) -> Iterator[Action]:
+        for seat in self.roster:
+            if seat.place in turn or (all_others and seat.planned and seat.join.role != "owner"):
+                yield Tell(seat.identity, message)

@@ -10,8 +10,9 @@ from pathlib import Path
 from zmpsl.checkpoint import Record
 from zmpsl.job.schema import Job
 from zmpsl.messages import Finish, FromManager
-from zmpsl.plan import Block, Plan
+from zmpsl.plan import Block, Footprint, Plan
 from zmpsl.roles.actions import Action, Stop, Tell
+from zmpsl.roles.admission import Admission
 from zmpsl.roles.recovery import Recovery
 from zmpsl.roles.roster import Roster
 from zmpsl.roles.scoreboard import Scoreboard
@@ -61,6 +62,8 @@ class ManagerState(ABC):
         self._since: float | None = None
         self._pinged_at = 0.0
         self._digests: dict[str, str] = {}
+        self._footprints: tuple[Footprint, ...] = ()
+        self._training, self._evaluating = Admission(), Admission()
         if self.folder is not None:
             self.board.log_to(self.folder)
 

@@ -33,6 +33,7 @@ from zmpsl.messages import (
     Welcome,
 )
 from zmpsl.plan import AGGREGATOR, Plan
+from zmpsl.pool.budget import Limits
 from zmpsl.roles.actions import Action, Disconnect, Say, Stop
 from zmpsl.roles.meter import Meter
 from zmpsl.transport.task import Op, Task
@@ -53,10 +54,12 @@ class Member:
         own_process: Set by programs that run one role per process; then the job's `threads` is set for torch.
         allowed_code: The `module:function` names a job may make this role import and call; None for any. A job comes
             over the network, so a role that takes jobs from others should know beforehand what it runs for them.
+        memory: Budget of this process, as text; empty where the job's holds. Only compute nodes keep to one.
     """
 
     role = "member"
     own_process = False
+    memory = ""
     allowed_code: tuple[str, ...] | None = None
 
     def __init__(self, runs: Path | None = None, place: str = "") -> None:
@@ -81,6 +84,7 @@ class Member:
 
     def rejoin(self) -> Iterator[Action]:
         """Says who we are: at first, and when the connection to the manager is there again."""
+        limits = self.limits()
         yield Say(
             Join(
                 role=self.role,
@@ -90,6 +94,9 @@ class Member:
                 host=socket.gethostname(),
                 pid=os.getpid(),
                 plan=self.plan.version if self.plan is not None else 0,
+                host_bytes=limits.host_bytes,
+                used_bytes=limits.used_bytes,
+                memory=limits.own,
             )
         )
 
@@ -161,6 +168,14 @@ class Member:
     def handle(self, task: Task) -> Iterator[Action]:
         """Does what an admitted task asks."""
         raise NotImplementedError
+
+    def has_room(self, task: Task) -> bool:
+        """Tells whether there is memory to handle a task now; else it waits until a CLOSE has been handled."""
+        return True
+
+    def limits(self) -> Limits:
+        """Tells how much memory this role may use; only compute nodes are asked."""
+        return Limits()
 
     def wants_work(self) -> bool:
         """Tells whether there is work of our own to do now."""

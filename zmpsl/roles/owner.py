@@ -17,15 +17,16 @@ import msgspec
 import numpy as np
 import torch
 
-from zmpsl.data import OwnerData, load, owner_data
+from zmpsl.data import OwnerData, Split, load, owner_data
 from zmpsl.engine.batches import Batch, Evaluation, Tally, count_batches, training_batches
 from zmpsl.engine.build import check_model, summarise
 from zmpsl.engine.compute import to_array, to_tensor
+from zmpsl.engine.footprint import model_footprints
 from zmpsl.engine.owner import OwnerEngine
 from zmpsl.errors import DataError, RemoteProtocolError
-from zmpsl.job.schema import Job
+from zmpsl.job.schema import Data, Job
 from zmpsl.messages import Describe, Described, Evaluated, Progress, Ready, Trained
-from zmpsl.plan import AGGREGATOR, Plan, node_name
+from zmpsl.plan import AGGREGATOR, Footprint, Plan, node_name
 from zmpsl.roles.actions import Action, Connect, Say, Send
 from zmpsl.roles.member import Member
 from zmpsl.state import digest
@@ -53,6 +54,7 @@ class DataOwner(Member):
         self._batches: Iterator[Batch] = iter(())
         self._evaluation: Evaluation | None = None
         self._data_of: Job | None = None
+        self._split: Split | None = None  # read for the description, until the plan is here
         self._global = -1  # round whose average the base holds
         self._wanted: list[tuple[str, int]] = []  # rounds to begin or evaluate once their base is here
 
@@ -63,8 +65,8 @@ class DataOwner(Member):
         return {Op.BACKWARD: 1, Op.GLOBAL: 0}.get(op)
 
     def describe(self, message: Describe) -> Iterator[Action]:
-        """Gives the block list of the job's model."""
-        yield Say(Described(blocks=summarise(message.job.model)))
+        """Gives the block list of the job's model, and what a micro-batch of our data takes in each."""
+        yield Say(Described(blocks=summarise(message.job.model), footprints=self._footprints(message.job)))
 
     def build(self, plan: Plan) -> Iterator[Action]:
         """Loads the data, builds both parts, opens links to the chain's ends and the aggregator."""
@@ -298,11 +300,25 @@ class DataOwner(Member):
             raise RemoteProtocolError(f"{self.place} has no plan yet")
         return self.plan
 
+    def _data(self, job: Job) -> Data:
+        return job.data if self.data_dir is None else msgspec.structs.replace(job.data, dir=str(self.data_dir))
+
+    def _footprints(self, job: Job) -> tuple[Footprint, ...]:
+        """Reckons with the shape of our samples; what is wrong with them is told when the plan is here."""
+        try:
+            self._split = load(self._data(job), job.seed)
+            sample, _ = self._split.train.batch(np.arange(1))
+        except (DataError, IndexError):
+            return ()
+        size = -(-job.train.batch_size // job.train.micro_batches)
+        return model_footprints(job.model, (size, *sample.shape[1:]), torch.from_numpy(sample).dtype)
+
     def _load_data(self, plan: Plan) -> OwnerData:
         job = plan.job
-        data = job.data if self.data_dir is None else msgspec.structs.replace(job.data, dir=str(self.data_dir))
+        data = self._data(job)
         try:
-            mine = owner_data(load(data, job.seed), data, job.evaluate, len(plan.owners), self.index, job.seed)
+            split, self._split = self._split or load(data, job.seed), None
+            mine = owner_data(split, data, job.evaluate, len(plan.owners), self.index, job.seed)
         except DataError as error:
             raise DataError(f"{self.place}: {error}") from error
         if len(mine.train) < job.train.batch_size:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import ctypes
 
-__all__ = ["keep_freed_memory"]
+__all__ = ["give_back_freed_memory", "keep_freed_memory"]
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 KEEP_BYTES = 64 << 20
@@ -23,3 +23,10 @@ def keep_freed_memory() -> bool:
     if mallopt is None:  # musl, macOS
         return False
     return bool(mallopt(M_TRIM_THRESHOLD, KEEP_BYTES)) and bool(mallopt(M_MMAP_THRESHOLD, MMAP_FROM_BYTES))
+
+
+def give_back_freed_memory() -> None:
+    """Gives all whole pages that are free in the C library's heaps back to the system, also between live ones."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)

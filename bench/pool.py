@@ -1,0 +1,231 @@
+"""Memory of compute nodes against their budget, and what folding owners costs in throughput.
+
+    python bench/pool.py [--owners 10,50,100,200] [--nodes 2,4] [--total 10GiB] [--json FILE]
+
+Compute nodes, manager and aggregator are what `zmpsl` starts, each a process. Data owners are light stand-ins
+(fake_owner.py): they send tensors of the right shapes over real sockets and hold no model, so that a hundred of them
+fit one machine. For every number of nodes the budget is dealt out so that the same number M of owners fits all nodes:
+
+1. the run with the most owners that fit at once (K = M): nothing waits, nothing is folded early;
+2. runs with many more owners than fit.
+
+Memory is the operating system's count: the high-water mark of each node's resident set (VmHWM), summed over the nodes.
+"""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from typing import Any
+
+import click
+import torch
+from fake_owner import Shape, start_owners
+from report import machine, table
+from zmpsl.models import input_spec
+
+from zmpsl.engine.build import build_blocks, summarise
+from zmpsl.engine.footprint import model_footprints
+from zmpsl.errors import PeerLostError
+from zmpsl.job import Job, parse_job
+from zmpsl.job.schema import Model
+from zmpsl.launch.process import make_member
+from zmpsl.loop import Node
+from zmpsl.manager_loop import ManagerNode
+from zmpsl.messages import Described
+from zmpsl.observe.events import Event, RoundEvent
+from zmpsl.plan import AGGREGATOR, check_cuts, node_name
+from zmpsl.pool.account import PartMemory, part_memory
+from zmpsl.pool.budget import parse_memory, readable
+from zmpsl.roles.manager import Manager
+
+# Cuts of the authors' VGG-19 (25 blocks) whose nodes take about as long as one another, as far as its one huge block
+# allows; the first and the last block are on the owners.
+CUTS = {1: [1, 24], 2: [1, 22, 24], 3: [1, 9, 22, 24], 4: [1, 8, 14, 22, 24]}
+# What a node's process takes beside parts and replicas, with some to spare: interpreter, torch, receive buffers.
+PROCESS_BYTES = 448 << 20
+
+
+def job_of(model: str, cuts: list[int], owners: int, batch: int, rounds: int) -> Job:
+    """The job of one run."""
+    return parse_job(
+        "",
+        "bench",
+        [
+            f"model.name={model}", f"cuts={cuts}", f"compute_nodes={len(cuts) - 1}", f"owners={owners}",
+            f"train.batch_size={batch}", f"train.rounds={rounds}", "train.local_epochs=1", "evaluate.every=0",
+            "data.name=synthetic", "network.join_timeout_s=600", "network.lost_after_s=60",
+        ],
+    )  # fmt: skip
+
+
+def node_process(place: str, manager: str, memory: str, into: str) -> None:
+    """A compute node; leaves the high-water mark of its memory and its pool's figures."""
+    torch.set_num_threads(1)
+    member = make_member("compute", None, place, memory=memory)
+    before = high_water()
+    # A node that still works when its neighbour has gone home takes that for a loss; the manager knows better.
+    with suppress(PeerLostError):
+        Node(member, manager, reach_s=300).run()
+    pool = member.engine.pool  # type: ignore[attr-defined]
+    found = {
+        "place": place, "start": before, "peak": high_water(), "waits": pool.waits, "reserved": pool.peak_bytes,
+        "capacity": pool.capacity,
+    }  # fmt: skip
+    Path(into).write_text(json.dumps(found), encoding="utf-8")
+
+
+def high_water() -> int:
+    """Most bytes this process has ever held."""
+    lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
+    return next(int(line.split()[1]) << 10 for line in lines if line.startswith("VmHWM"))
+
+
+def aggregator_process(manager: str) -> None:
+    """The aggregator."""
+    Node(make_member("aggregator", None, AGGREGATOR), manager, reach_s=300).run()
+
+
+def describe(model: str, batch: int, first_cut: int) -> tuple[Described, tuple[int, ...]]:
+    """Gives what owner 0 would tell of the model, and the shape of part 0's output."""
+    spec, dtype = input_spec(model)
+    known = Model(name=model)
+    prints = model_footprints(known, (batch, *spec), getattr(torch, dtype))
+    here = torch.empty((batch, *spec), device="meta")
+    for _, block in zip(range(first_cut), (block for _, block in build_blocks(known, 0, None)), strict=False):
+        here = block(here)
+    return Described(blocks=summarise(known), footprints=prints), tuple(here.shape)
+
+
+def deal(parts: Sequence[PartMemory], total: int) -> tuple[int, list[int]]:
+    """Gives the most owners in flight for which all nodes together keep to the total, and the budget of each node."""
+    fit = 0
+    while sum(part.need(fit + 1) + PROCESS_BYTES for part in parts) <= total:
+        fit += 1
+    if fit == 0:
+        raise click.UsageError(f"{readable(total)} do not hold one replica per node")
+    needs = [part.need(fit) + PROCESS_BYTES for part in parts]
+    return fit, needs
+
+
+def measure(job: Job, described: Described, shape: tuple[int, ...], budgets: list[int], opts: Any) -> dict[str, Any]:
+    """One run; gives memory and throughput."""
+    rounds: list[RoundEvent] = []
+
+    def listen(event: Event) -> None:
+        if isinstance(event, RoundEvent):
+            rounds.append(event)
+
+    role = Manager(None, job, "pool")
+    role.board.listeners.append(listen)
+    context = multiprocessing.get_context("spawn")
+    with tempfile.TemporaryDirectory() as folder, ManagerNode(role) as manager:
+        files = [Path(folder) / node_name(hop) for hop in range(job.nodes)]
+        processes: list[BaseProcess] = [
+            context.Process(
+                target=node_process, args=(node_name(hop), manager.endpoint, str(budgets[hop]), str(files[hop]))
+            )
+            for hop in range(job.nodes)
+        ]
+        processes.append(context.Process(target=aggregator_process, args=(manager.endpoint,)))
+        for process in processes:
+            process.daemon = True
+            process.start()
+        fake = Shape(described, shape, opts["batches"], opts["think_ms"] / 1e3)
+        processes += start_owners(fake, job.owners, opts["processes"], manager.endpoint)
+        over = manager.drain(opts["timeout_s"])
+        for process in processes:
+            process.join(60 if over else 0)
+            if process.is_alive():
+                process.kill()
+        if not over or manager.error is not None or role.plan is None:
+            raise click.ClickException(f"the run did not end well: {manager.error or 'it took too long'}")
+        nodes = [json.loads(file.read_text(encoding="utf-8")) for file in files]
+    batches = job.owners * opts["batches"]
+    return {
+        "nodes": job.nodes,
+        "owners": job.owners,
+        "in_flight": role.plan.in_flight,
+        "peak": [node["peak"] for node in nodes],
+        "start": [node["start"] for node in nodes],
+        "waits": sum(node["waits"] for node in nodes),
+        "seconds": [event.seconds for event in rounds],
+        "batches_per_s": max(batches / event.seconds for event in rounds),
+    }
+
+
+def show_account(parts: Sequence[PartMemory], fit: int, run: dict[str, Any]) -> None:
+    """Prints where the bytes go, node by node, next to what the system counted."""
+    kinds = [name for name, _ in parts[0].rows(1)]
+    rows = [
+        [node_name(hop), *(f"{nbytes / 2**20:.0f}" for _, nbytes in part.rows(fit)), f"{run['start'][hop] / 2**20:.0f}",
+         f"{(part.need(fit) + run['start'][hop]) / 2**20:.0f}", f"**{run['peak'][hop] / 2**20:.0f}**"]
+        for hop, part in enumerate(parts)
+    ]  # fmt: skip
+    print(table([f"MiB, {fit} in flight", *kinds, "process", "sum", "peak RSS"], rows))
+
+
+def show_runs(runs: Sequence[dict[str, Any]], total: int) -> None:
+    """Prints memory and throughput of all runs."""
+    rows = []
+    for run in runs:
+        alone = next(each for each in runs if each["nodes"] == run["nodes"])
+        rows.append([
+            run["nodes"], run["owners"], run["in_flight"], f"**{sum(run['peak']) / 2**30:.2f} GiB**",
+            readable(total), f"{run['batches_per_s']:.2f}",
+            f"{run['batches_per_s'] / alone['batches_per_s']:.2f}", run["waits"], f"{max(run['seconds']):.0f}",
+        ])  # fmt: skip
+    head = ["nodes", "owners", "in flight", "summed peak RSS", "budget", "batches/s", "x unfolded", "waits", "round s"]
+    print(table(head, rows))
+
+
+@click.command()
+@click.option("--model", default="vgg19_mpsl", show_default=True, help="A model of the zoo.")
+@click.option("--owners", default="10,50,100,200", show_default=True, help="Numbers of owners.")
+@click.option("--nodes", default="2,4", show_default=True, help="Numbers of compute nodes.")
+@click.option("--total", default="10GiB", show_default=True, help="Budget of all nodes together.")
+@click.option("--cuts", default="", help="Cuts, such as 1,22,24, instead of the built-in ones.")
+@click.option("--batch", default=16, show_default=True, help="Samples per batch.")
+@click.option("--batches", default=2, show_default=True, help="Batches per owner and round.")
+@click.option("--rounds", default=1, show_default=True, help="Rounds per run; the fastest counts.")
+@click.option("--think-ms", default=0, show_default=True, help="Time an owner takes for each of its two parts.")
+@click.option("--processes", default=2, show_default=True, help="Processes that hold the owners.")
+@click.option("--timeout-s", default=3600, show_default=True, help="Longest time of one run.")
+@click.option("--json", "json_path", type=click.Path(path_type=Path), help="Write all figures here too.")
+def main(model: str, owners: str, nodes: str, total: str, cuts: str, json_path: Path | None, **opts: Any) -> None:
+    """Measures memory and throughput of the replica pool."""
+    print(machine(f"python bench/pool.py {' '.join(sys.argv[1:])}"))
+    budget = parse_memory(total, 0)
+    runs: list[dict[str, Any]] = []
+    for count in map(int, nodes.split(",")):
+        chosen = [int(cut) for cut in cuts.split(",")] if cuts else CUTS[count]
+        described, shape = describe(model, opts["batch"], chosen[0])
+        probe = job_of(model, chosen, 1, opts["batch"], opts["rounds"])
+        bounds = check_cuts(probe, len(described.blocks))
+        parts = [part_memory(probe, described.blocks, bounds, described.footprints, hop + 1) for hop in range(count)]
+        fit, budgets = deal(parts, budget)
+        for number in [fit, *(int(each) for each in owners.split(",") if int(each) > fit)]:
+            job = job_of(model, chosen, number, opts["batch"], opts["rounds"])
+            start = time.monotonic()
+            runs.append(measure(job, described, shape, budgets, opts))
+            took, last = time.monotonic() - start, runs[-1]
+            click.echo(
+                f"{count} nodes, {number} owners, {last['in_flight']} in flight: {took:.0f} s, peak"
+                f" {readable(sum(last['peak']))}, {last['batches_per_s']:.2f} batches/s, {last['waits']} waits",
+                err=True,
+            )
+        show_account(parts, fit, runs[-1])
+    show_runs(runs, budget)
+    if json_path is not None:
+        json_path.write_text(json.dumps(runs, indent=1), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,197 @@
+"""A node's memory bounds how many owners train at a time, and changes nothing in the result."""
+
+from __future__ import annotations
+
+import random
+
+import msgspec
+import pytest
+import torch
+from helpers import differing, global_state
+from test_exactness import reference, settings
+
+from zmpsl.data import load
+from zmpsl.engine.build import summarise
+from zmpsl.engine.footprint import model_footprints
+from zmpsl.errors import JobError
+from zmpsl.job import Job
+from zmpsl.launch.memory import MemoryRun
+from zmpsl.messages import Begin
+from zmpsl.plan import check_cuts
+from zmpsl.pool.account import PartMemory, part_memory
+from zmpsl.roles.actions import Tell
+from zmpsl.transport.task import Op
+from zmpsl.transport.wire import parse
+
+
+def small(model: str, hops: int, owners: int, micro: int, *more: str) -> Job:
+    """With batches that the smallest of five owners can fill."""
+    return settings(model, hops, owners, micro, "train.batch_size=8", *more)
+
+
+def parts(job: Job) -> list[PartMemory]:
+    """What each node's part costs, reckoned as the manager does."""
+    blocks = summarise(job.model)
+    sample = torch.from_numpy(load(job.data, job.seed).train.batch([0])[0])  # type: ignore[arg-type]
+    size = -(-job.train.batch_size // job.train.micro_batches)
+    prints = model_footprints(job.model, (size, *sample.shape[1:]), sample.dtype)
+    bounds = check_cuts(job, len(blocks))
+    return [part_memory(job, blocks, bounds, prints, hop + 1) for hop in range(job.nodes)]
+
+
+def rooms(job: Job, owners: list[int], seed: int) -> list[int]:
+    """Room for that many owners on each node, and a random rest that is not enough for one more."""
+    rest = random.Random(seed)
+    return [
+        memory.need(n) + rest.randrange(memory.need(n + 1) - memory.need(n))
+        for memory, n in zip(parts(job), owners, strict=True)
+    ]
+
+
+class Watched(MemoryRun):
+    """A run that looks at every node after every move."""
+
+    most = 0
+
+    def _move(self, what, place, arg) -> None:
+        super()._move(what, place, arg)
+        engine = getattr(place.station.member, "engine", None)
+        pool = getattr(engine, "pool", None)
+        if pool is not None:
+            self.most = max(self.most, pool.in_use)
+            assert pool.held <= pool.capacity
+            assert pool._room is None or pool.reserved_bytes <= pool._room
+
+
+def pools(run: MemoryRun):
+    return [run.members[f"node-{hop}"].engine.pool for hop in range(run.manager.job.nodes)]
+
+
+CASES = [
+    ("mlp", 1, 4, 1, [1]),
+    ("mlp", 3, 5, 1, [2, 4, 3]),
+    ("dropout", 2, 4, 1, [1, 3]),
+    ("dropout", 2, 5, 4, [2, 2]),
+    ("batch-norm", 2, 4, 1, [3, 2]),
+    ("transformer", 2, 3, 2, [2, 1]),
+]
+
+
+@pytest.mark.parametrize(("model", "hops", "owners", "micro", "fit"), CASES)
+def test_any_budget_gives_the_reference(model: str, hops: int, owners: int, micro: int, fit: list[int]):
+    seed = hops * 100 + owners * 10 + micro
+    wanted = small(model, hops, owners, micro)
+    ours = Watched(wanted, seed, rooms=rooms(wanted, fit, seed))
+    ours.run()
+    assert differing(global_state(ours.members), reference(wanted).states[-1]) == []
+    assert ours.manager.plan is not None
+    assert ours.manager.plan.in_flight == ours.most == min(fit)
+    assert all(pool.held <= pool.capacity and not pool.in_use for pool in pools(ours))
+
+
+@pytest.mark.parametrize(
+    "more",
+    [["optimizer.state=average"], ["optimizer.name=adam", "optimizer.state=average"], ["train.schedule=gpipe"]],
+    ids=lambda more: more[0] + more[-1],
+)
+def test_settings(more: list[str]):
+    wanted = small("dropout", 2, 4, 3, *more)
+    ours = Watched(wanted, 3, rooms=rooms(wanted, [2, 2], 3))
+    ours.run()
+    assert differing(global_state(ours.members), reference(wanted).states[-1]) == []
+    assert ours.most == 2
+
+
+@pytest.mark.parametrize("hops", [1, 3])
+@pytest.mark.parametrize("state", ["reset", "average"])
+def test_weights_that_are_not_trained_or_written_in_forward(hops: int, state: str):
+    """Replicas share the base's weights until their first update; what forward writes must never be the base's."""
+    odd = ["model.name=small_nets:odd_net", "model.args={}", "evaluate.every=0"]  # evaluation would write them too
+    wanted = small("mlp", hops, 3, 1, *odd, f"optimizer.state={state}")
+    ours = Watched(wanted, 1, rooms=rooms(wanted, [2] * hops, 1))
+    ours.run()
+    assert differing(global_state(ours.members), reference(wanted).states[-1]) == []
+
+
+class CloseLast(random.Random):
+    """Draws moves, the arrival of a CLOSE only where nothing else can happen."""
+
+    def choice(self, moves):
+        def closes(what, place, sender) -> bool:
+            return what == "arrive" and parse(place.arriving[sender][0][0], 1 << 40).task.op is Op.CLOSE
+
+        return super().choice([move for move in moves if not closes(*move)] or moves)
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_owners_wait_in_the_node_while_a_close_is_on_its_way(seed: int):
+    """The manager lets the next owner begin when one has trained: its first forward may overtake the other's CLOSE."""
+    wanted = small("mlp", 3, 5, 1, "train.rounds=3")
+    ours = Watched(wanted, seed, rooms=rooms(wanted, [1, 1, 1], seed))
+    ours.random = CloseLast(seed)
+    ours.run()
+    assert all(pool.waits > 0 for pool in pools(ours)[:1])
+    assert ours.most == 1
+    assert differing(global_state(ours.members), reference(wanted).states[-1]) == []
+
+
+def test_the_job_can_say_how_many():
+    wanted = msgspec.structs.replace(small("mlp", 2, 4, 1), owners_in_flight=2)
+    ours = Watched(wanted)
+    ours.run()
+    assert ours.most == 2
+    assert differing(global_state(ours.members), reference(small("mlp", 2, 4, 1)).states[-1]) == []
+
+
+def test_all_train_at_once_where_all_fit():
+    wanted = small("mlp", 2, 4, 1)
+    ours = MemoryRun(wanted)
+    assert ours.manager.plan is None
+    ours.run()
+    assert ours.manager.plan.in_flight == 4
+
+
+@pytest.mark.parametrize(("asked", "room"), [("auto", 0.9), (2, 1.2), (2, 0.0)])
+def test_too_little_memory_is_refused_when_the_plan_is_made(asked: object, room: float):
+    wanted = msgspec.structs.replace(small("mlp", 2, 4, 1), owners_in_flight=asked)
+    memory = parts(wanted)[1]
+    need = memory.need(1 if asked == "auto" else 2)
+    given = int(room * memory.need(1))
+    ours = MemoryRun(wanted, rooms=[1 << 30, given])
+    what = rf"node-1: part 2 \(blocks 4 to 5\) .* needs {need} bytes .*, but the node has {given} bytes"
+    with pytest.raises(JobError, match=what):
+        ours.run()
+    assert not any(hasattr(member, "engine") for member in ours.members.values())  # nothing was built
+
+
+def test_activations_larger_than_reckoned_are_found_before_they_are_made(monkeypatch: pytest.MonkeyPatch):
+    """A manager that knows no shapes plans without activations; the node looks before it builds."""
+    wanted = small("mlp", 1, 3, 1)
+    monkeypatch.setattr("zmpsl.roles.owner.DataOwner._footprints", lambda self, job: ())
+    memory = parts(wanted)[0]
+    ours = Watched(wanted, rooms=[memory.need(2)])
+    ours.run()
+    assert ours.manager.plan.in_flight == 3
+    assert ours.most == 2
+    assert differing(global_state(ours.members), reference(wanted).states[-1]) == []
+    with pytest.raises(JobError, match=r"node-0: one replica needs .*, there is room for"):
+        MemoryRun(wanted, rooms=[memory.need(1) - 1]).run()
+
+
+def test_owners_take_turns_to_be_first():
+    wanted = msgspec.structs.replace(small("mlp", 1, 3, 1, "train.rounds=3"), owners_in_flight=1)
+    ours = MemoryRun(wanted)
+    begun = []
+    hear = ours.manager.hear
+
+    def hear_and_note(who, message):
+        for action in hear(who, message):
+            if isinstance(action, Tell) and isinstance(action.message, Begin):
+                begun.append(ours.manager.roster.get(action.to).place)
+            yield action
+
+    ours.manager.hear = hear_and_note
+    ours.run()
+    owners = [place for place in begun if place.startswith("owner")]
+    assert [int(place[-1]) for place in owners] == [0, 1, 2, 1, 2, 0, 2, 0, 1]
+    assert [begun.count(place) for place in ("node-0", "aggregator")] == [3, 3]

@@ -1,0 +1,133 @@
+"""Which owners train, or evaluate, at the same time: as many as every compute node has memory for.
+
+The manager decides alone, before a round and by the plan only: an owner is admitted on all nodes or on none, so no two
+owners can ever hold what the other one waits for. When one is done, the next is told to begin.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Mapping, Sequence
+
+from zmpsl.errors import JobError
+from zmpsl.job.schema import Job
+from zmpsl.messages import Join
+from zmpsl.plan import Block, Footprint, node_name, owner_name
+from zmpsl.pool.account import PartMemory, fitting, part_memory
+from zmpsl.pool.budget import Limits, readable, room_of
+
+__all__ = ["Admission", "Places"]
+
+
+class Admission:
+    """Owners in flight of one kind of work.
+
+    Args:
+        owners: Place names of all.
+        limit: Most of them at a time; they are all where not given.
+    """
+
+    def __init__(self, owners: Sequence[str] = (), limit: int | None = None) -> None:
+        self.owners = tuple(owners)
+        self.limit = len(owners) if limit is None else limit
+        self._next: deque[str] = deque()
+        self._flying: set[str] = set()
+
+    def start(self, round_: int) -> list[str]:
+        """Starts a round; gives who begins. Who comes first turns with the rounds; results do not depend on it."""
+        turn = round_ * self.limit % max(1, len(self.owners))
+        self._next = deque(self.owners[turn:] + self.owners[:turn])
+        self._flying.clear()
+        return self._fill()
+
+    def done(self, owner: str) -> list[str]:
+        """An owner has finished; gives who begins next."""
+        self._flying.discard(owner)
+        return self._fill()
+
+    def gone(self, owner: str) -> list[str]:
+        """An owner will not finish, whether it has begun or not; gives who begins next."""
+        if owner in self._next:
+            self._next.remove(owner)
+        return self.done(owner)
+
+    def _fill(self) -> list[str]:
+        begin = []
+        while self._next and len(self._flying) < self.limit:
+            begin.append(self._next.popleft())
+            self._flying.add(begin[-1])
+        return begin
+
+
+class Places:
+    """How many owners all nodes together have memory for.
+
+    Args:
+        job: The job.
+        blocks: Of the model.
+        bounds: Of the parts.
+        footprints: Of the blocks, empty where not known.
+        joins: By place, what those who take part said of themselves.
+
+    Attributes:
+        rooms: Bytes each compute node has for its part, None where nobody knows.
+        training: Who may train at a time.
+        evaluating: Who may evaluate.
+
+    Raises:
+        JobError: A node has no room for the replicas the job asks for, or not for a single one.
+    """
+
+    def __init__(
+        self,
+        job: Job,
+        blocks: tuple[Block, ...],
+        bounds: Sequence[int],
+        footprints: tuple[Footprint, ...],
+        joins: Mapping[str, Join],
+    ) -> None:
+        nodes = [joins[node_name(hop)] for hop in range(job.nodes)]
+        hosts = [join.host for join in nodes]
+        limits = [Limits(join.host_bytes, join.used_bytes, join.memory) for join in nodes]
+        self.rooms = tuple(room_of(job.memory, limits[hop], hosts.count(hosts[hop])) for hop in range(job.nodes))
+        self.parts = [part_memory(job, blocks, bounds, footprints, hop + 1) for hop in range(job.nodes)]
+        self._bounds = bounds
+        owners = [place for place in map(owner_name, range(job.owners)) if place in joins]
+        least = 1 if job.owners_in_flight == "auto" else min(job.owners_in_flight, len(owners))
+        most = len(owners) if job.owners_in_flight == "auto" else least
+        fit = min(self._fitting(hop, least, most) for hop in range(job.nodes))
+        self.training = Admission(owners, fit)
+        self.evaluating = Admission(owners, min(self._evaluating(hop, fit, len(owners)) for hop in range(job.nodes)))
+
+    def __str__(self) -> str:
+        fit = self.training.limit
+        each = [
+            f"{node_name(hop)} takes {readable(memory.need(fit))} of {'?' if room is None else readable(room)}"
+            for hop, (memory, room) in enumerate(zip(self.parts, self.rooms, strict=True))
+        ]
+        return f"{fit} of {len(self.training.owners)} owners train at a time: {', '.join(each)}"
+
+    def _fitting(self, hop: int, least: int, most: int) -> int:
+        memory, room = self.parts[hop], self.rooms[hop]
+        found = fitting(memory, room, most)
+        if found < least and room is not None:
+            raise JobError(_too_small(hop, self._bounds, memory, room, least))
+        return found
+
+    def _evaluating(self, hop: int, replicas: int, owners: int) -> int:
+        memory, room = self.parts[hop], self.rooms[hop]
+        if room is None or not memory.evaluation_slot:
+            return owners
+        left = room - memory.need_evaluating(0, replicas)
+        return max(1, min(owners, left // memory.evaluation_slot))
+
+
+def _too_small(hop: int, bounds: Sequence[int], memory: PartMemory, room: int, owners: int) -> str:
+    what = ", ".join(f"{name} {readable(nbytes)}" for name, nbytes in memory.rows(owners) if nbytes)
+    replicas = "one owner's replica" if owners == 1 else f"the replicas of {owners} owners (owners_in_flight)"
+    return (
+        f"{node_name(hop)}: part {hop + 1} (blocks {bounds[hop + 1]} to {bounds[hop + 2] - 1}) with {replicas} needs"
+        f" {memory.need(owners)} bytes ({readable(memory.need(owners))}: {what}), but the node has {room} bytes"
+        f" ({readable(room)}) for it (memory); give it more, cut the model into more or other parts, or use smaller"
+        " batches"
+    )
