@@ -19,7 +19,7 @@ from zmpsl.transport.assembly import Assembly
 from zmpsl.transport.buffers import BufferPool
 from zmpsl.transport.outbox import Outbox
 from zmpsl.transport.task import Task
-from zmpsl.transport.wire import HEADER_BYTES, INLINE, MAX_MESSAGE, Header, parse, split
+from zmpsl.transport.wire import HEADER_BYTES, INLINE, MAX_MESSAGE, Header, Message, parse, split
 
 __all__ = ["Inbox", "Link", "configure"]
 
@@ -218,7 +218,7 @@ class Link:
         configure(self.socket, MAX_MESSAGE, HIGH_WATER_MARKS, HEARTBEAT_TIMEOUT_S)
         self.monitor = self.socket.get_monitor_socket(zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED)
         self.socket.connect(endpoint)
-        self._unsent: tuple[bytes, memoryview | bytes | None] | None = None
+        self._unsent: Message | None = None
 
     @property
     def blocked(self) -> bool:
@@ -239,7 +239,7 @@ class Link:
                 return
             self._unsent = None
 
-    def _load(self) -> tuple[bytes, memoryview | bytes | None] | None:
+    def _load(self) -> Message | None:
         """Gives the frames to send next, None when there are none.
 
         Small messages that wait leave in one frame: what it costs libzmq, its threads and the receiver's loop is much
