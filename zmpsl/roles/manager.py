@@ -291,6 +291,7 @@ class Manager:
             footprints=footprints,
             rooms=places.rooms,
             in_flight=places.training.limit,
+            recompute=tuple(memory.recompute for memory in places.parts),
         )
         if self.record is None:
             self.record = Record(
