@@ -53,7 +53,7 @@ CUTS = {1: [1, 24], 2: [1, 22, 24], 3: [1, 9, 22, 24], 4: [1, 8, 14, 22, 24]}
 PROCESS_BYTES = 448 << 20
 
 
-def job_of(model: str, cuts: list[int], owners: int, batch: int, rounds: int) -> Job:
+def job_of(model: str, cuts: list[int], owners: int, batch: int, rounds: int, in_flight: int | None = None) -> Job:
     """The job of one run."""
     return parse_job(
         "",
@@ -61,7 +61,8 @@ def job_of(model: str, cuts: list[int], owners: int, batch: int, rounds: int) ->
         [
             f"model.name={model}", f"cuts={cuts}", f"compute_nodes={len(cuts) - 1}", f"owners={owners}",
             f"train.batch_size={batch}", f"train.rounds={rounds}", "train.local_epochs=1", "evaluate.every=0",
-            "data.name=synthetic", "network.join_timeout_s=600", "network.lost_after_s=60",
+            f"owners_in_flight={in_flight or 'auto'}", "data.name=synthetic", "network.join_timeout_s=600",
+            "network.lost_after_s=60",
         ],
     )  # fmt: skip
 
@@ -212,7 +213,7 @@ def main(model: str, owners: str, nodes: str, total: str, cuts: str, json_path: 
         parts = [part_memory(probe, described.blocks, bounds, described.footprints, hop + 1) for hop in range(count)]
         fit, budgets = deal(parts, budget)
         for number in [fit, *(int(each) for each in owners.split(",") if int(each) > fit)]:
-            job = job_of(model, chosen, number, opts["batch"], opts["rounds"])
+            job = job_of(model, chosen, number, opts["batch"], opts["rounds"], fit)
             start = time.monotonic()
             runs.append(measure(job, described, shape, budgets, opts))
             took, last = time.monotonic() - start, runs[-1]

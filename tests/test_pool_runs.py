@@ -7,7 +7,7 @@ import random
 import msgspec
 import pytest
 import torch
-from helpers import differing, global_state
+from helpers import ThreadedRun, differing, global_state
 from test_exactness import reference, settings
 
 from zmpsl.data import load
@@ -113,6 +113,36 @@ def test_weights_that_are_not_trained_or_written_in_forward(hops: int, state: st
     assert differing(global_state(ours.members), reference(wanted).states[-1]) == []
 
 
+@pytest.mark.parametrize(
+    ("model", "hops", "micro"), [("dropout", 2, 1), ("dropout", 1, 4), ("batch-norm", 2, 1), ("transformer", 2, 2)]
+)
+def test_activations_computed_again(model: str, hops: int, micro: int):
+    """Dropout draws the same again; batch norm's running statistics count a batch once."""
+    wanted = small(model, hops, 3, micro)
+    ours = Watched(msgspec.structs.replace(wanted, recompute="always"), 1, rooms=[1 << 30] * hops)
+    ours.run()
+    assert differing(global_state(ours.members), reference(wanted).states[-1]) == []
+
+
+def test_activations_are_computed_again_where_they_would_not_fit():
+    wanted = msgspec.structs.replace(small("dropout", 2, 3, 1), owners_in_flight=3)
+    given = [1 << 30, parts(wanted)[1].need(3) - 1]
+    with pytest.raises(JobError, match="node-1: part 2"):
+        MemoryRun(wanted, rooms=given).run()
+    ours = Watched(msgspec.structs.replace(wanted, recompute="auto"), 1, rooms=given)
+    ours.run()
+    assert ours.manager.plan.recompute == (False, True)
+    assert ours.most == 3
+    assert differing(global_state(ours.members), reference(small("dropout", 2, 3, 1)).states[-1]) == []
+
+
+def test_a_forward_that_writes_weights_is_not_repeated():
+    odd = ["model.name=small_nets:odd_net", "model.args={}"]
+    wanted = msgspec.structs.replace(small("mlp", 1, 2, 1, *odd), recompute="always")
+    with pytest.raises(JobError, match="write their weights in forward, which cannot be repeated"):
+        MemoryRun(wanted).run()
+
+
 class CloseLast(random.Random):
     """Draws moves, the arrival of a CLOSE only where nothing else can happen."""
 
@@ -141,6 +171,15 @@ def test_the_job_can_say_how_many():
     ours.run()
     assert ours.most == 2
     assert differing(global_state(ours.members), reference(small("mlp", 2, 4, 1)).states[-1]) == []
+
+
+def test_over_tcp_with_random_delays():
+    wanted = small("dropout", 2, 4, 2, "network.jitter_s=0.002")
+    bounded = msgspec.structs.replace(wanted, owners_in_flight=1, recompute="always")
+    with ThreadedRun(bounded) as ours:
+        ours.finish()
+    assert differing(global_state(ours.members), reference(small("dropout", 2, 4, 2)).states[-1]) == []
+    assert all(node.rejected == 0 for node in ours.nodes)
 
 
 def test_all_train_at_once_where_all_fit():

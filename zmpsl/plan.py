@@ -104,6 +104,7 @@ class Plan(Struct, frozen=True, kw_only=True):
         footprints: Of every block, for one micro-batch; empty where they are not known.
         rooms: Bytes each compute node has for its part, by hop; empty where there is no limit.
         in_flight: Most owners that train at a time; 0 for all.
+        recompute: Whether each compute node computes activations again instead of keeping them; empty for none.
     """
 
     version: int
@@ -120,6 +121,7 @@ class Plan(Struct, frozen=True, kw_only=True):
     footprints: tuple[Footprint, ...] = ()
     rooms: tuple[int | None, ...] = ()
     in_flight: int = 0
+    recompute: tuple[bool, ...] = ()
 
     @property
     def parts(self) -> int:

@@ -155,6 +155,7 @@ class Average:
         sizes = [segment.nbytes // np.dtype(segment.dtype).itemsize for segment in self._floats]
         self._starts = [sum(sizes[:index]) for index in range(len(sizes))]
         self._sum = ExactSum(sum(sizes))
+        self._scratch = np.empty(STEP)
         self._integers = np.zeros(layout.nbytes, np.uint8) if self._others else None
         self._lowest: int | None = None
         self.weight = 0
@@ -177,8 +178,9 @@ class Average:
             values = flat[segment.offset : segment.offset + segment.nbytes].view(segment.dtype)
             for low in range(0, values.size, STEP):
                 piece = values[low : low + STEP]
+                term = self._scratch[: piece.size]
                 with np.errstate(over="ignore"):  # is found when the mean is written
-                    term = piece.astype(np.float64) * weight
+                    np.multiply(piece, weight, out=term, dtype=np.float64)
                 self._sum.add(start + low, term)
         if self._integers is not None and (self._lowest is None or owner < self._lowest):
             self._lowest = owner
@@ -219,6 +221,8 @@ class ExactSum:
 
     def __init__(self, size: int) -> None:
         self._levels = np.zeros(size), np.zeros(size)
+        # Arrays made anew for each step would cost more than the sums: some allocators give them back every time.
+        self._scratch = np.empty(STEP), np.empty(STEP), np.empty(STEP)
         self._left: dict[int, list[tuple[NDArray[np.intp], NDArray[np.float64]]]] = {}  # by element // STEP
 
     def reset(self) -> None:
@@ -228,11 +232,14 @@ class ExactSum:
             level.fill(0)
 
     def add(self, start: int, term: NDArray[np.float64]) -> None:
-        """Adds terms to the elements from `start` on. What is not finite makes the sum not finite."""
+        """Adds at most STEP terms to the elements from `start` on; `term` is overwritten.
+
+        What is not finite makes the sum not finite.
+        """
         here = slice(start, start + term.size)
         with np.errstate(all="ignore"):
             for level in self._levels:
-                term = _two_sum(level[here], term)
+                self._two_sum(level[here], term)
                 if not term.any():
                     return
             found = np.flatnonzero((term != 0) & np.isfinite(term))
@@ -253,11 +260,16 @@ class ExactSum:
                 total[index - start] = math.fsum([*(float(level[index]) for level in self._levels), *rests])
         return total
 
+    def _two_sum(self, sums: NDArray[np.float64], term: NDArray[np.float64]) -> None:
+        """Adds `term` to `sums` in place and leaves in `term`, exactly, what rounding left out.
 
-def _two_sum(sums: NDArray[np.float64], term: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Adds `term` to `sums` in place and gives, exactly, what rounding left out."""
-    total = sums + term
-    back = total - sums
-    left_out: NDArray[np.float64] = (sums - (total - back)) + (term - back)
-    sums[:] = total
-    return left_out
+        With t = sums + term and b = t - sums, that is (sums - (t - b)) + (term - b).
+        """
+        total, back, rest = (scratch[: term.size] for scratch in self._scratch)
+        np.add(sums, term, out=total)
+        np.subtract(total, sums, out=back)
+        np.subtract(total, back, out=rest)
+        np.subtract(sums, rest, out=rest)
+        np.subtract(term, back, out=term)
+        np.add(rest, term, out=term)
+        sums[:] = total

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import torch
 from torch import Tensor
 
 from zmpsl.engine.footprint import probe
+from zmpsl.engine.recompute import RecomputingReplica
 from zmpsl.engine.replica import Part, Replica, aligned
 from zmpsl.errors import LocalProtocolError, RemoteProtocolError
 from zmpsl.plan import Plan
@@ -50,7 +53,9 @@ class ComputeEngine:
         self.plan = plan
         self.part = part
         self._owners = len(plan.active)
+        self._kind = RecomputingReplica if plan.recompute and plan.recompute[part - 1] else Replica
         memory = part_memory(plan.job, plan.blocks, plan.bounds, plan.footprints, part)
+        memory = replace(memory, recompute=self._kind is RecomputingReplica)
         self.pool: ReplicaPool[Replica] = ReplicaPool(
             memory, plan.rooms[part - 1] if plan.rooms else None, plan.in_flight or self._owners, self._build,
             plan.nodes[part - 1].name,
@@ -128,7 +133,7 @@ class ComputeEngine:
         return digest(self.base.flat)
 
     def _build(self, owner: int, spare: Replica | None) -> Replica:
-        replica = spare if spare is not None else Replica(self.base, owner, aligned(self.base.layout.nbytes))
+        replica = spare if spare is not None else self._kind(self.base, owner, aligned(self.base.layout.nbytes))
         replica.owner = owner
         replica.reset(self.round)
         return replica

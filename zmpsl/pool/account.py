@@ -44,6 +44,8 @@ class PartMemory:
         micros: Micro-batches of one owner under way.
         evaluation: Activations of an evaluation batch while it is worked on.
         evaluation_slot: Messages of one owner that evaluates.
+        untrained: State that forward may change, such as running statistics.
+        recompute: Activations are computed again before backward, instead of kept.
     """
 
     base: int
@@ -59,10 +61,14 @@ class PartMemory:
     micros: int
     evaluation: int
     evaluation_slot: int
+    untrained: int = 0
+    recompute: bool = False
 
     @property
     def activations(self) -> int:
         """Saved activations of one owner."""
+        if self.recompute:
+            return self.micros * (self.inputs + self.untrained)
         return self.micros * (self.inputs + self.saved + self.outputs)
 
     @property
@@ -73,7 +79,13 @@ class PartMemory:
     @property
     def fixed(self) -> int:
         """What the node needs however many owners are in flight."""
-        return self.base + self.accumulator + self.step + self.work + (self.trained if self.shared_gradients else 0)
+        gradients = self.trained if self.shared_gradients else 0
+        return self.base + self.accumulator + gradients + self.scratch
+
+    @property
+    def scratch(self) -> int:
+        """Temporary memory of the one task that is being worked on."""
+        return self.step + self.work + (self.saved + self.outputs + self.untrained if self.recompute else 0)
 
     @property
     def slot(self) -> int:
@@ -114,7 +126,7 @@ class PartMemory:
             ("gradients", own * self.trained),
             ("activations", owners * self.activations),
             ("buffers", owners * self.buffers),
-            ("scratch", self.step + self.work),
+            ("scratch", self.scratch),
         ]
 
 
@@ -157,6 +169,7 @@ def part_memory(
         saved=sum(each.saved for each in prints),
         micros=window,
         evaluation=tests * _work(prints),
+        untrained=sum(s.nbytes for s in layout.segments if not s.trained and not s.is_optimizer),
         evaluation_slot=int(tests * (job.nodes + 1) * ends * ROUNDING),
     )
 

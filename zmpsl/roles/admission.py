@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 from zmpsl.errors import JobError
 from zmpsl.job.schema import Job
@@ -71,6 +72,7 @@ class Places:
 
     Attributes:
         rooms: Bytes each compute node has for its part, None where nobody knows.
+        parts: What each node's part costs.
         training: Who may train at a time.
         evaluating: Who may evaluate.
 
@@ -95,6 +97,10 @@ class Places:
         owners = [place for place in map(owner_name, range(job.owners)) if place in joins]
         least = 1 if job.owners_in_flight == "auto" else min(job.owners_in_flight, len(owners))
         most = len(owners) if job.owners_in_flight == "auto" else least
+        for hop, (memory, room) in enumerate(zip(self.parts, self.rooms, strict=True)):
+            tight = room is not None and memory.need(least) > room
+            if job.recompute == "always" or (job.recompute == "auto" and tight):
+                self.parts[hop] = replace(memory, recompute=True)
         fit = min(self._fitting(hop, least, most) for hop in range(job.nodes))
         self.training = Admission(owners, fit)
         self.evaluating = Admission(owners, min(self._evaluating(hop, fit, len(owners)) for hop in range(job.nodes)))

@@ -264,6 +264,7 @@ class Manager(Recovering):
             footprints=self._footprints,
             rooms=places.rooms,
             in_flight=places.training.limit,
+            recompute=tuple(memory.recompute for memory in places.parts),
         )
         if self.record is None:
             self.record = Record(

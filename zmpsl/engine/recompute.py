@@ -1,0 +1,63 @@
+"""A replica that keeps only its inputs and runs forward again before backward: less memory for more work, same bits.
+
+The second forward is the first one over again. Its random numbers come from the same keys, its weights are the same
+(one optimiser step per batch, and that comes later), and what else a forward changes, such as batch norm's running
+statistics, is put back to what it was the first time while it runs.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from zmpsl.engine.replica import Key, Replica
+from zmpsl.errors import JobError, RemoteProtocolError
+
+__all__ = ["RecomputingReplica"]
+
+
+class RecomputingReplica(Replica):
+    """A replica that saves the inputs of its part instead of all activations."""
+
+    def forward(self, inputs: Tensor, at: Key, *, first: bool = False) -> Tensor:
+        """Runs the blocks in training mode; as for every replica, but the output is attached to no graph.
+
+        Raises:
+            JobError: The blocks write their weights in forward, so it cannot be repeated.
+        """
+        before = self._buffers()
+        output = super().forward(inputs, at, first=first)
+        if self.base.lends is False:
+            raise JobError(
+                f"blocks {self.base.indices.start} to {self.base.indices.stop - 1} write their weights in forward,"
+                " which cannot be repeated exactly: set recompute: never"
+            )
+        leaf, _ = self._saved.pop(at)
+        self._saved[at] = leaf, leaf
+        self._before[at] = before
+        return output.detach()
+
+    def backward(self, gradient: Tensor | None, at: Key, loss: Tensor | None = None) -> Tensor | None:
+        """Runs the blocks forward again, then backward."""
+        saved = self._saved.pop(at, None)
+        if saved is None:
+            raise RemoteProtocolError(f"owner {self.owner}: backward of {at} without its forward")
+        after = self._buffers()
+        self._put(self._before.pop(at))
+        super().forward(saved[0].detach(), at)
+        self._put(after)
+        return super().backward(gradient, at, loss)
+
+    def rest(self) -> None:
+        """Frees all but the weights."""
+        super().rest()
+        self._before: dict[Key, list[Tensor]] = {}
+
+    def _buffers(self) -> list[Tensor]:
+        return [buffer.detach().clone() for block in self.blocks for buffer in block.buffers()]
+
+    def _put(self, values: list[Tensor]) -> None:
+        with torch.no_grad():
+            buffers = [buffer for block in self.blocks for buffer in block.buffers()]
+            for buffer, value in zip(buffers, values, strict=True):
+                buffer.data.copy_(value)  # through .data: no graph minds, none uses them
