@@ -60,6 +60,7 @@ TO_MANAGER: list[ToManager] = [
     messages.Prepared(round=1, digests={"aggregator": "ff" * 32}, stats=STATS),
     messages.Evaluated(round=1, correct=2, total=3, samples=3, loss_sum=0.5),
     Trouble(exit_code=7, text="näh\n" * 1000),
+    messages.Accuse(place="owner-3", text="why"),
     Leave(),
 ]
 FROM_MANAGER: list[FromManager] = [

@@ -10,11 +10,12 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
 from zmpsl import __version__
+from zmpsl.cli_keys import keys as keys_commands
 
 if TYPE_CHECKING:
     from zmpsl.job import Job
@@ -71,6 +72,22 @@ _job_options = _with(
 _runs_option = click.option(
     "--runs", type=PATH, default=Path("runs"), show_default=True, help="Folder in which the run's folder is made."
 )
+_security_options = (
+    click.option(
+        "--keys",
+        type=PATH,
+        default=None,
+        metavar="FOLDER",
+        help="Protect all links with the keys in FOLDER (or with one key file in it); see `zmpsl keys`.",
+    ),
+    click.option(
+        "--security",
+        type=click.Choice(["keys", "none"]),
+        default="keys",
+        show_default=True,
+        help="none: links without any protection may leave this machine.",
+    ),
+)
 _address_options = _with(
     click.option(
         "--bind", default="tcp://127.0.0.1:*", show_default=True, help="Where to listen; * takes any free port."
@@ -81,9 +98,7 @@ _address_options = _with(
         metavar="HOST",
         help="Name or address of this host to tell the others, when it is not the bound one.",
     ),
-    click.option(
-        "--unprotected", is_flag=True, help="Allow addresses other than loopback, on links without any protection."
-    ),
+    *_security_options,
 )
 _member_options = _with(
     click.option(
@@ -170,10 +185,12 @@ def manager(
     resume: Path | None,
     bind: str,
     advertise: str | None,
-    unprotected: bool,
+    keys: Path | None,
+    security: str,
 ) -> None:
     """Run the manager; with JOB at once, without it wait until a job is submitted."""
     from zmpsl.checkpoint import read_record
+    from zmpsl.keys import security_from
     from zmpsl.launch.process import quiet_signals
     from zmpsl.manager_loop import ManagerNode
     from zmpsl.observe.progress import Progress
@@ -185,7 +202,7 @@ def manager(
         settings = _job(job, overrides) if job is not None or overrides else None
         role = Manager(runs, settings, name, read_record(resume) if resume is not None else None)
         role.board.listeners.append(progress.handle)
-        node = ManagerNode(role, bind, advertise, unprotected=unprotected)
+        node = ManagerNode(role, bind, advertise, security=security_from(keys, security, "manager"))
         click.echo(f"manager at {node.endpoint}")
         _stoppable(node.ask_to_stop, quiet_signals)
         node.run()
@@ -207,18 +224,20 @@ def _stoppable(stop: Callable[[], None], quiet_signals: Callable[[Callable[[], o
 
 
 def _member(
-    role: str,
+    role: Literal["owner", "compute", "aggregator"],
     manager: str,
     place: str,
     runs: Path,
     bind: str,
     advertise: str | None,
-    unprotected: bool,
+    keys: Path | None,
+    security: str,
     data_dir: Path | None = None,
     allow_code: tuple[str, ...] = (),
 ) -> None:
     import logging
 
+    from zmpsl.keys import security_from
     from zmpsl.launch.process import make_member, quiet_signals
     from zmpsl.loop import Node
 
@@ -226,7 +245,7 @@ def _member(
     with _errors():
         member = make_member(role, runs, place, data_dir)
         member.allowed_code = allow_code
-        node = Node(member, manager, bind, advertise, unprotected=unprotected)
+        node = Node(member, manager, bind, advertise, security=security_from(keys, security, role))
         click.echo(f"{role} at {node.endpoint}, manager at {manager}")
         _stoppable(node.ask_to_stop, quiet_signals)
         node.run()
@@ -269,13 +288,17 @@ def aggregator(**options: Any) -> None:
 @_job_options
 @click.option("--manager", required=True, metavar="ADDRESS", help="The manager's address.")
 @click.option("--watch", is_flag=True, help="Stay and tell of each round until the run is over.")
-@click.option("--unprotected", is_flag=True, help="Allow addresses other than loopback.")
-def submit(job: Path | None, overrides: tuple[str, ...], manager: str, watch: bool, unprotected: bool) -> None:
+@_with(*_security_options)
+def submit(
+    job: Path | None, overrides: tuple[str, ...], manager: str, watch: bool, keys: Path | None, security: str
+) -> None:
     """Hand JOB in to a waiting manager."""
+    from zmpsl.keys import security_from
     from zmpsl.submit import submit as hand_in
 
     with _errors():
-        hand_in(_job(job, overrides), manager, watch=watch, unprotected=unprotected, tell=click.echo)
+        protection = security_from(keys, security, "operator")
+        hand_in(_job(job, overrides), manager, watch=watch, security=protection, tell=click.echo)
 
 
 @main.command()
@@ -312,3 +335,6 @@ def report(run_dir: Path) -> None:
         if (run_dir / "timeline").is_dir():
             merge(run_dir / "timeline", run_dir / "timeline.json")
         click.echo(write_report(run_dir))
+
+
+main.add_command(keys_commands)

@@ -32,6 +32,7 @@ from zmpsl.job.schema import Job
 from zmpsl.plan import Block, Plan
 
 __all__ = [
+    "Accuse",
     "Begin",
     "Committed",
     "Describe",
@@ -83,7 +84,10 @@ class Stats(Struct, frozen=True, kw_only=True):
 
 
 class Join(Message, frozen=True, kw_only=True, tag=True):
-    """A role asks for a place. `place` is empty for any free one; observers only watch."""
+    """A role asks for a place. `place` is empty for any free one; observers only watch.
+
+    `public` is filled in by the manager, with the key the connection was made with; what a member writes there is lost.
+    """
 
     role: Name
     place: Name = ""
@@ -92,6 +96,7 @@ class Join(Message, frozen=True, kw_only=True, tag=True):
     version: Name = ""
     host: Annotated[str, Meta(max_length=256)] = ""
     pid: int = 0
+    public: Name = ""
 
 
 class Submit(Message, frozen=True, kw_only=True, tag=True):
@@ -159,6 +164,13 @@ class Trouble(Message, frozen=True, kw_only=True, tag=True):
     text: Text
 
 
+class Accuse(Message, frozen=True, kw_only=True, tag=True):
+    """A compute node or the aggregator tells that a member breaks the rules, and how."""
+
+    place: Name
+    text: Text
+
+
 class Leave(Message, frozen=True, kw_only=True, tag=True):
     """The role is done and goes."""
 
@@ -219,7 +231,7 @@ class Ping(Message, frozen=True, kw_only=True, tag=True):
     """Says nothing; sending it shows whether the way is open."""
 
 
-ToManager = Join | Submit | Described | Ready | Progress | Trained | Prepared | Evaluated | Trouble | Leave
+ToManager = Join | Submit | Described | Ready | Progress | Trained | Prepared | Evaluated | Trouble | Accuse | Leave
 FromManager = Refused | Welcome | Describe | Publish | Begin | Committed | Evaluate | Finish | Ping
 
 _ENCODER = msgspec.msgpack.Encoder()

@@ -71,10 +71,11 @@ class Block(Struct, frozen=True, array_like=True):
 
 
 class Peer(Struct, frozen=True, array_like=True):
-    """A role's place in the plan and the address of its PULL socket."""
+    """A role's place in the plan, the address of its PULL socket, and its public key where links are protected."""
 
     name: str
     endpoint: str
+    public: str = ""
 
 
 class Plan(Struct, frozen=True, kw_only=True):
@@ -112,6 +113,11 @@ class Plan(Struct, frozen=True, kw_only=True):
     def blocks_of(self, part: int) -> range:
         """Gives the block indices of a part."""
         return range(self.bounds[part], self.bounds[part + 1])
+
+    @property
+    def peers(self) -> tuple[Peer, ...]:
+        """Everybody with a place."""
+        return (self.aggregator, *self.nodes, *self.owners)
 
     def parameters_of(self, part: int) -> int:
         """Gives the number of trained parameters of a part."""

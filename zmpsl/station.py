@@ -20,7 +20,7 @@ from zmpsl.transport.outbox import Outbox
 from zmpsl.transport.task import Op, Task
 from zmpsl.transport.wire import OWNER_SENDER, Header
 
-__all__ = ["URGENCY", "Station", "codec_for"]
+__all__ = ["URGENCY", "Station", "codec_for", "sender_of"]
 
 # Backward first: it frees activations and keeps the owner's next step from waiting.
 URGENCY = {Op.BACKWARD: 0, Op.FORWARD: 1, Op.EVALUATE: 1, Op.GLOBAL: 1, Op.PART: 2, Op.CLOSE: 2}
@@ -109,20 +109,21 @@ class Station:
 
     def _handle(self, task: Task) -> Iterator[Action]:
         yield from self.member.handle(task)
-        outbox = self.outboxes.get(_sender(task))
+        outbox = self.outboxes.get(sender_of(task))
         if outbox is not None:
             outbox.owe(task.owner, task.nbytes)
 
     def _grant(self, header: Header) -> str:
         task, plan = header.task, self.member.plan
-        name = _sender(task)
+        name = sender_of(task)
         if name not in self.outboxes or plan is None or task.plan != plan.version or task.owner >= len(plan.owners):
             raise RemoteProtocolError(f"{task}: credit from somebody who is no neighbour")
         self.outboxes[name].grant(task.owner, header.credit)
         return name
 
 
-def _sender(task: Task) -> str:
+def sender_of(task: Task) -> str:
+    """Gives the place name of who says it sent a task."""
     if task.sender == OWNER_SENDER:
         return owner_name(task.owner)
     return AGGREGATOR if task.sender == 0 else node_name(task.sender - 1)

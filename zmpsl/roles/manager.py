@@ -19,6 +19,7 @@ from zmpsl.errors import JobError, JoinError, PeerLostError, RemoteProtocolError
 from zmpsl.job.load import check_job, dump_job
 from zmpsl.job.schema import Job, Network
 from zmpsl.messages import (
+    Accuse,
     Begin,
     Committed,
     Describe,
@@ -143,6 +144,13 @@ class Manager:
         if seat is not None:
             seat.unreachable_since = None
 
+    def expel(self, place: str, why: str) -> Iterator[Action]:
+        """Sends a member away and goes on as if it were lost."""
+        seat = next((seat for seat in self.roster if seat.place == place), None)
+        if seat is not None and self.phase is not Phase.OVER:
+            yield Tell(seat.identity, Refused(exit_code=JoinError.exit_code, text=f"{place} {why}"))
+            yield from self._gone(seat, why)
+
     def finish(self, exit_code: int, text: str) -> Iterator[Action]:
         """Ends the run for everybody."""
         if self.phase is Phase.OVER:
@@ -179,6 +187,10 @@ class Manager:
         if self.phase is Phase.OVER:
             return
         match message:
+            case Accuse():
+                if seat.join.role == "owner":
+                    raise RemoteProtocolError(f"{seat.place} accuses {message.place}; owners see too little for that")
+                yield from self.expel(message.place, f"was sent away, as {seat.place} says: {message.text}")
             case Trouble():
                 yield from self.finish(message.exit_code, message.text)
             case Described():

@@ -118,4 +118,5 @@ class Roster:
 
     def peer(self, place: str) -> Peer:
         """Gives the address of the member at a place."""
-        return Peer(place, next(seat.join.endpoint for seat in self if seat.place == place))
+        seat = next(seat for seat in self if seat.place == place)
+        return Peer(place, seat.join.endpoint, seat.join.public)

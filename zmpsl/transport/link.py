@@ -14,8 +14,10 @@ from zmq.utils.monitor import recv_monitor_message
 
 from zmpsl.codecs import NONE, by_number
 from zmpsl.errors import NetworkError, RemoteProtocolError
+from zmpsl.keys import LOOPBACK, Security
 from zmpsl.transport.assembly import Assembly
 from zmpsl.transport.buffers import ALIGNMENT, BufferPool
+from zmpsl.transport.curve import DATA, FAILED, protect_client, protect_server, why_failed
 from zmpsl.transport.outbox import Outbox
 from zmpsl.transport.task import Task
 from zmpsl.transport.wire import HEADER_BYTES, INLINE, MAX_MESSAGE, Header, Message, parse
@@ -96,13 +98,23 @@ class Inbox:
         address: Where to bind, such as `tcp://127.0.0.1:*`.
         max_tensor_bytes: Tensors that claim more are refused.
         advertise: Host to tell to peers instead of the bound one.
+        security: Our key, where links are protected; then a gate must be there.
+
+    Attributes:
+        user: Public key of who sent the last message, empty without protection. A key gets only so far as `vouch`
+            lets it, which raises RemoteProtocolError when this key does not speak for the task's sender.
     """
 
     def __init__(
-        self, context: zmq.Context[zmq.Socket[bytes]], address: str, max_tensor_bytes: int, advertise: str | None = None
-    ) -> None:
+        self, context: zmq.Context[zmq.Socket[bytes]], address: str, max_tensor_bytes: int,
+        advertise: str | None = None, security: Security = LOOPBACK,
+    ) -> None:  # fmt: skip
         self.socket = context.socket(zmq.PULL)
         configure(self.socket, MAX_MESSAGE, HIGH_WATER_MARKS, HEARTBEAT_TIMEOUT_S)
+        protect_server(self.socket, security, DATA)
+        self._protected = security.key is not None
+        self.user = ""
+        self.vouch: Callable[[Task, str], None] = lambda _task, _user: None
         bind(self.socket, address)
         self.endpoint = advertised(self.socket, advertise)
         self.pool = BufferPool()
@@ -123,7 +135,7 @@ class Inbox:
             RemoteProtocolError: The message is not what the protocol allows. It is gone, and counted.
         """
         try:
-            size = self.socket.recv_into(self._front, flags=DONTWAIT)
+            size = self._receive_first() if self._protected else self.socket.recv_into(self._front, flags=DONTWAIT)
         except zmq.Again:
             return None
         more = self.socket.getsockopt(RCVMORE)
@@ -137,8 +149,18 @@ class Inbox:
             while more and self.socket.getsockopt(RCVMORE):
                 self.socket.recv()
 
+    def _receive_first(self) -> int:
+        """As recv_into, which cannot tell whose key a message came with."""
+        frame = self.socket.recv(DONTWAIT, copy=False)
+        self.user = str(frame.get("User-Id"))
+        data = frame.buffer
+        kept = min(len(data), len(self._front))
+        self._front[:kept] = data[:kept]
+        return len(data)
+
     def _read(self, size: int, more: bool) -> tuple[Header, Task | None]:
         header = parse(self._front[: min(size, HEADER_BYTES)], self.limit)
+        self.vouch(header.task, self.user)
         self.received_bytes += HEADER_BYTES + header.size
         inline = header.size <= INLINE
         if size != HEADER_BYTES + (header.size if inline else 0) or more == inline:
@@ -198,15 +220,26 @@ class Link:
         name: Place name of the peer.
         endpoint: Address of its PULL.
         outbox: Queue and credits.
+        security: Our key, where links are protected.
+        public: The peer's public key, then.
+
+    Attributes:
+        failure: Why the last handshake failed, empty when it did not.
     """
 
-    def __init__(self, context: zmq.Context[zmq.Socket[bytes]], name: str, endpoint: str, outbox: Outbox) -> None:
+    def __init__(
+        self, context: zmq.Context[zmq.Socket[bytes]], name: str, endpoint: str, outbox: Outbox,
+        security: Security = LOOPBACK, public: str = "",
+    ) -> None:  # fmt: skip
         self.name = name
+        self.failure = ""
+        self._up = False
         self.outbox = outbox
         self.sent_bytes = 0
         self.socket = context.socket(zmq.PUSH)
         configure(self.socket, MAX_MESSAGE, HIGH_WATER_MARKS, HEARTBEAT_TIMEOUT_S)
-        self.monitor = self.socket.get_monitor_socket(zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED)
+        protect_client(self.socket, security, public)
+        self.monitor = self.socket.get_monitor_socket(FAILED | zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED)
         self.socket.connect(endpoint)
         self._unsent: Message | None = None
 
@@ -247,10 +280,17 @@ class Link:
         return True
 
     def broken(self) -> bool:
-        """Tells whether the connection was lost since the last call."""
+        """Tells whether the connection was lost since the last call; a handshake that failed is none (`failure`)."""
         lost = False
         while self.monitor.poll(0):
-            lost |= recv_monitor_message(self.monitor)["event"] == zmq.EVENT_DISCONNECTED
+            event = recv_monitor_message(self.monitor)
+            if event["event"] == zmq.EVENT_HANDSHAKE_SUCCEEDED:
+                self._up, self.failure = True, ""
+            elif event["event"] & FAILED:
+                self.failure = why_failed(event["event"], event["value"])
+            else:
+                lost |= self._up
+                self._up = False
         return lost
 
     def close(self, linger_s: float = 0.0) -> None:
