@@ -50,7 +50,7 @@ TO_MANAGER: list[ToManager] = [
     Join(role="compute", place="node-1", endpoint="tcp://x:1", version="0.1.0", host="höst", pid=12),
     Submit(job=Job()),
     Submit(job=JOB),
-    messages.Described(blocks=PLAN.blocks),
+    messages.Described(blocks=PLAN.blocks, outputs=PLAN.outputs),
     messages.Described(blocks=()),
     Ready(plan=1),
     Ready(plan=2, samples=3, batches=4),

@@ -29,7 +29,7 @@ from msgspec import Meta, Struct
 
 from zmpsl.errors import RemoteProtocolError
 from zmpsl.job.schema import Job
-from zmpsl.plan import Block, Plan
+from zmpsl.plan import Activation, Block, Plan
 
 __all__ = [
     "Accuse",
@@ -106,9 +106,10 @@ class Submit(Message, frozen=True, kw_only=True, tag=True):
 
 
 class Described(Message, frozen=True, kw_only=True, tag=True):
-    """The block list of the job's model, as the asked data owner built it."""
+    """The block list of the job's model, and what each block puts out, as the asked data owner built it."""
 
     blocks: tuple[Block, ...]
+    outputs: tuple[Activation, ...] = ()
 
 
 class Ready(Message, frozen=True, kw_only=True, tag=True):

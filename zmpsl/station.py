@@ -77,6 +77,7 @@ class Station:
             granted = self._grant(header) if header.credit else None
             if task is not None and task.op is not Op.CREDIT:
                 self.member.admit(task)
+                self.member.inspect(task)
                 heapq.heappush(self._waiting, (URGENCY[task.op], next(self._order), task))
         except RemoteProtocolError:
             self.strays += 1

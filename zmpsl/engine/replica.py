@@ -131,6 +131,10 @@ class Replica:
         for group in self._optimizer.param_groups:
             group["lr"] = learning_rate(self.base.job.optimizer, round_, self.base.job.train.rounds)
 
+    def output_of(self, at: Key) -> tuple[int, ...] | None:
+        """Gives the shape of a micro-batch's output whose backward is to come, None where there is none."""
+        return tuple(self._saved[at][1].shape) if at in self._saved else None
+
     @property
     def saved(self) -> int:
         """Number of micro-batches whose backward is to come."""

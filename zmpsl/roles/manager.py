@@ -194,7 +194,7 @@ class Manager:
             case Trouble():
                 yield from self.finish(message.exit_code, message.text)
             case Described():
-                yield from self._described(message.blocks)
+                yield from self._described(message)
             case Ready():
                 yield from self._ready(seat, message)
             case Progress():
@@ -277,7 +277,8 @@ class Manager:
         asked = next(seat for seat in self.roster if seat.place == owner_name(0))
         yield Tell(asked.identity, Describe(job=self.job))
 
-    def _described(self, blocks: tuple[Block, ...]) -> Iterator[Action]:
+    def _described(self, message: Described) -> Iterator[Action]:
+        blocks = message.blocks
         if self.job is None or self.phase is not Phase.DESCRIBING:
             return
         bounds = check_cuts(self.job, len(blocks))
@@ -288,6 +289,7 @@ class Manager:
             run=self._run,
             job=self.job,
             blocks=blocks,
+            outputs=message.outputs,
             bounds=bounds,
             aggregator=self.roster.peer(AGGREGATOR),
             nodes=tuple(self.roster.peer(node_name(hop)) for hop in range(self.job.nodes)),

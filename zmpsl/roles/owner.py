@@ -17,14 +17,15 @@ import msgspec
 import numpy as np
 import torch
 
-from zmpsl.data import OwnerData, load, owner_data
+from zmpsl.data import OwnerData, Split, load, owner_data
 from zmpsl.engine.batches import Batch, Evaluation, Tally, count_batches, training_batches
-from zmpsl.engine.build import check_model, summarise
+from zmpsl.engine.build import check_model, summarise, trace
 from zmpsl.engine.compute import to_array, to_tensor
 from zmpsl.engine.owner import OwnerEngine
 from zmpsl.errors import DataError, RemoteProtocolError
+from zmpsl.job.schema import Data, Job
 from zmpsl.messages import Describe, Described, Evaluated, Progress, Ready, Trained
-from zmpsl.plan import AGGREGATOR, Plan, node_name
+from zmpsl.plan import AGGREGATOR, Activation, Plan, node_name
 from zmpsl.roles.actions import Action, Connect, Say, Send
 from zmpsl.roles.member import Member
 from zmpsl.state import digest
@@ -48,6 +49,7 @@ class DataOwner(Member):
     def __init__(self, runs: Path | None = None, place: str = "", data_dir: Path | None = None) -> None:
         super().__init__(runs, place)
         self.data_dir = data_dir
+        self._split: tuple[tuple[Data, int], Split] | None = None
         self._batch: Batch | None = None
         self._batches: Iterator[Batch] = iter(())
         self._evaluation: Evaluation | None = None
@@ -62,7 +64,28 @@ class DataOwner(Member):
 
     def describe(self, message: Describe) -> Iterator[Action]:
         """Gives the block list of the job's model."""
-        yield Say(Described(blocks=summarise(message.job.model)))
+        model = message.job.model
+        train = self._read(message.job).train
+        outputs = trace(model, torch.from_numpy(train.batch(np.arange(2) % len(train))[0]))
+        yield Say(Described(blocks=summarise(model), outputs=outputs))
+
+    def expected(self, op: Op) -> Activation | None:
+        """Activations enter the last part, gradients are of what the first part puts out."""
+        plan = self._plan()
+        return plan.entering(1) if op is Op.BACKWARD else plan.entering(plan.parts - 1)
+
+    def inspect(self, task: Task) -> None:
+        """As every member; and there must be that many samples in the batch it is of."""
+        super().inspect(task)
+        if task.op is Op.EVALUATE:
+            targets = self._evaluation.targets.get(task.batch) if self._evaluation is not None else None
+        elif task.op in (Op.FORWARD, Op.BACKWARD):
+            targets = self._current(task).targets[task.micro]
+        else:
+            return
+        samples = 0 if targets is None else len(targets)
+        if task.tensor is None or len(task.tensor) != samples:
+            raise RemoteProtocolError(f"{task}: owner {self.index} has {samples} samples in that batch")
 
     def build(self, plan: Plan) -> Iterator[Action]:
         """Loads the data, builds both parts, opens links to the chain's ends and the aggregator."""
@@ -277,11 +300,21 @@ class DataOwner(Member):
             raise RemoteProtocolError(f"{self.place} has no plan yet")
         return self.plan
 
+    def _read(self, job: Job) -> Split:
+        """Reads the whole data set, once for the block list and the plan that follows."""
+        if self._split is None or self._split[0] != (job.data, job.seed):
+            data = job.data if self.data_dir is None else msgspec.structs.replace(job.data, dir=str(self.data_dir))
+            try:
+                self._split = (job.data, job.seed), load(data, job.seed)
+            except DataError as error:
+                raise DataError(f"{self.place}: {error}") from error
+        return self._split[1]
+
     def _load_data(self, plan: Plan) -> OwnerData:
         job = plan.job
-        data = job.data if self.data_dir is None else msgspec.structs.replace(job.data, dir=str(self.data_dir))
+        split, self._split = self._read(job), None
         try:
-            mine = owner_data(load(data, job.seed), data, job.evaluate, len(plan.owners), self.index, job.seed)
+            mine = owner_data(split, job.data, job.evaluate, len(plan.owners), self.index, job.seed)
         except DataError as error:
             raise DataError(f"{self.place}: {error}") from error
         if len(mine.train) < job.train.batch_size:
