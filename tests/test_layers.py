@@ -32,15 +32,16 @@ LAYERS = [
     ["zmpsl.security"],
     ["zmpsl.loop", "zmpsl.manager_loop", "zmpsl.submit"],
     ["zmpsl.launch"],
-    ["zmpsl.cli_keys"],
+    ["zmpsl.doctor"],
+    ["zmpsl.cli_keys", "zmpsl.cli_doctor"],
     ["zmpsl.cli"],
     ["zmpsl.__main__"],
 ]
 ZMQ_USERS = {
     *("zmpsl.transport.curve", "zmpsl.transport.link", "zmpsl.transport.control"),
-    *("zmpsl.loop", "zmpsl.manager_loop", "zmpsl.submit"),
+    *("zmpsl.loop", "zmpsl.manager_loop", "zmpsl.submit", "zmpsl.doctor"),
 }
-CLICK_USERS = {"zmpsl.cli", "zmpsl.cli_keys"}
+CLICK_USERS = {"zmpsl.cli", "zmpsl.cli_keys", "zmpsl.cli_doctor"}
 # Where torch may be imported when a module is loaded, and where only inside a function. launch.preload loads it early
 # on purpose, in a process that will train.
 TORCH_ROOMS = ("zmpsl.engine", "zmpsl.models", "zmpsl.roles.owner", "zmpsl.roles.compute", "zmpsl.launch.preload")

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import click
 
 from zmpsl import __version__
+from zmpsl.cli_doctor import doctor as doctor_command
 from zmpsl.cli_keys import keys as keys_commands
 
 if TYPE_CHECKING:
@@ -338,3 +339,4 @@ def report(run_dir: Path) -> None:
 
 
 main.add_command(keys_commands)
+main.add_command(doctor_command)

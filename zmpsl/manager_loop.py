@@ -13,7 +13,7 @@ from zmpsl.errors import JobError, JoinError, NetworkError, RemoteProtocolError,
 from zmpsl.keys import LOOPBACK, Security
 from zmpsl.life import Life, State
 from zmpsl.loop import complain
-from zmpsl.messages import Join, Leave, Refused, ToManager
+from zmpsl.messages import Join, Leave, Probe, Probed, Refused, ToManager
 from zmpsl.roles.actions import Action, Tell
 from zmpsl.roles.manager import Manager
 from zmpsl.security import MAX_REJECTED, Guard
@@ -140,6 +140,9 @@ class ManagerNode(Life):
                 self.manager.board.notice(f"refused {type(message).__name__}: {error}")
                 self._server.send(who, Refused(exit_code=error.exit_code, text=str(error)))
                 return
+        if isinstance(message, Probe):
+            self._server.send(who, Probed(data=message.data))
+            return
         self._perform(self.manager.hear(who, message))
         if self._guard is not None and isinstance(message, Leave):
             self._guard.forget(who)

@@ -45,6 +45,8 @@ __all__ = [
     "Leave",
     "Ping",
     "Prepared",
+    "Probe",
+    "Probed",
     "Progress",
     "Publish",
     "Ready",
@@ -232,8 +234,23 @@ class Ping(Message, frozen=True, kw_only=True, tag=True):
     """Says nothing; sending it shows whether the way is open."""
 
 
-ToManager = Join | Submit | Described | Ready | Progress | Trained | Prepared | Evaluated | Trouble | Accuse | Leave
-FromManager = Refused | Welcome | Describe | Publish | Begin | Committed | Evaluate | Finish | Ping
+class Probe(Message, frozen=True, kw_only=True, tag=True):
+    """Asks the manager for these bytes back: tells how fast the way there is."""
+
+    data: Annotated[bytes, Meta(max_length=1 << 20)] = b""
+
+
+class Probed(Message, frozen=True, kw_only=True, tag=True):
+    """The bytes that somebody wanted back."""
+
+    data: Annotated[bytes, Meta(max_length=1 << 20)] = b""
+
+
+
+ToManager = (
+    Join | Submit | Described | Ready | Progress | Trained | Prepared | Evaluated | Trouble | Accuse | Probe | Leave
+)
+FromManager = Refused | Welcome | Describe | Publish | Begin | Committed | Evaluate | Finish | Ping | Probed
 
 _ENCODER = msgspec.msgpack.Encoder()
 _TO_MANAGER = msgspec.msgpack.Decoder(ToManager)
