@@ -34,7 +34,15 @@ def _zmpsl(receiver: bool, codec: str) -> End:
     return Zmpsl(receiver, codec)
 
 
-KINDS: dict[str, Callable[[bool, str], End]] = {"zmpsl": _zmpsl, "raw": Raw, "gloo": Gloo, "grpc": Grpc}
+def _zmpsl_curve(receiver: bool, codec: str) -> End:
+    from zmpsl_end import Zmpsl
+
+    return Zmpsl(receiver, codec, keys=True)
+
+
+KINDS: dict[str, Callable[[bool, str], End]] = {
+    "zmpsl": _zmpsl, "zmpsl-curve": _zmpsl_curve, "raw": Raw, "gloo": Gloo, "grpc": Grpc,
+}  # fmt: skip
 
 
 class BenchError(Exception):

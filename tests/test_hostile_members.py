@@ -11,9 +11,12 @@ import zmq
 from helpers import TINY, ThreadedRun, job, wait_for
 from test_hostile_bytes import parts_of, siege, task_for, wire
 
+from zmpsl import messages as control
 from zmpsl.engine.build import build_blocks, summarise, trace
 from zmpsl.errors import PeerLostError
 from zmpsl.job.schema import Model
+from zmpsl.messages import Message, Stats
+from zmpsl.roles.actions import Say
 from zmpsl.roles.manager import Phase
 from zmpsl.roles.owner import DataOwner
 from zmpsl.state import layout_of, not_finite
@@ -86,6 +89,40 @@ def test_replay_of_an_old_round():
         node.member.round -= 1
         besieged.gate.set()
         besieged.run.finish()
+
+
+# -- what is not theirs to say -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("place", "message"),
+    [
+        ("owner-1", control.Described(blocks=())),
+        ("node-0", control.Described(blocks=())),
+        ("owner-0", control.Prepared(round=0, digests={"node-0": "0"}, stats=Stats())),
+        ("node-0", control.Prepared(round=0, digests={"node-0": "0", "aggregator": "0"}, stats=Stats())),
+        ("aggregator", control.Prepared(round=0, digests={"node-1": "0"}, stats=Stats())),
+        ("node-0", control.Trained(round=0, batches=1, loss_sum=0.0, samples=1, stats=Stats())),
+        ("aggregator", control.Evaluated(round=0, correct=1, total=1, samples=1, loss_sum=0.0)),
+        ("owner-0", control.Accuse(place="owner-1", text="it is slow")),
+    ],
+    ids=lambda value: value if isinstance(value, str) else type(value).__name__,
+)
+def test_member_says_what_is_not_its_to_say(place: str, message: Message):
+    """Not one of them moves the run on, puts words into its record, or sends another member away."""
+    with siege() as besieged:
+        node = besieged.node(place)
+        before = besieged.run.manager.rejected
+        todo = [message]
+
+        def tick(now: float, own=node.member.tick):
+            if todo:
+                yield Say(todo.pop())
+            yield from own(now)
+
+        node.member.tick = tick  # type: ignore[method-assign]
+        wait_for(lambda: besieged.run.manager.rejected == before + 1, 20)
+        besieged.hold_out()
 
 
 # -- numbers that are none ---------------------------------------------------------------------------------------------

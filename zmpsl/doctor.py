@@ -313,6 +313,6 @@ def _echo(client: ControlClient, data: bytes) -> float:
             if isinstance(message, Probed):
                 return time.perf_counter() - start
         client.watch()
-        if client.failure and (client.refused or time.perf_counter() - start > REACH_S / 2):
+        if client.failure and (client.hopeless or time.perf_counter() - start > REACH_S / 2):
             raise NetworkError(f"no handshake: {client.failure}")
     raise NetworkError(f"no answer for {REACH_S:g} s")

@@ -231,7 +231,7 @@ class Node(Life):
                 self._shaky.pop(name, None)
                 continue
             since = self._shaky.setdefault(name, now)
-            if name == "manager" and not self._met and now - since > SHAKY_S:
+            if name == "manager" and not self._met and (manager.hopeless or now - since > SHAKY_S):
                 self._fail(NetworkError(f"no handshake with the manager at {endpoint}: {failure}; {ASK}"))
             elif name != "manager" and now - since > HOPELESS_S and self._troubled_at is None:
                 self._trouble(PeerLostError(f"no handshake between {self.member.place} and {name}: {failure}"))

@@ -60,7 +60,7 @@ def submit(
                 if _over(message, tell):
                     return
             client.watch()
-            if client.refused or (client.failure and not accepted and time.monotonic() > deadline - reach_s / 2):
+            if client.hopeless or (client.failure and not accepted and time.monotonic() > deadline - reach_s / 2):
                 raise NetworkError(f"no handshake with the manager at {manager}: {client.failure}")
             seen = time.monotonic() if client.connected else seen
             if accepted and time.monotonic() - seen > job.network.lost_after_s:

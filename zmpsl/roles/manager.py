@@ -44,7 +44,7 @@ from zmpsl.messages import (
 )  # fmt: skip
 from zmpsl.plan import AGGREGATOR, Block, Plan, check_cuts, fingerprint, node_name, owner_name
 from zmpsl.roles.actions import Action, Stop, Tell
-from zmpsl.roles.roster import Roster, Seat, listed
+from zmpsl.roles.roster import Roster, Seat, check_said, listed
 from zmpsl.roles.scoreboard import Scoreboard
 
 __all__ = ["Manager", "Phase"]
@@ -186,10 +186,9 @@ class Manager:
             raise RemoteProtocolError(f"{type(message).__name__} from somebody who has not joined")
         if self.phase is Phase.OVER:
             return
+        check_said(seat, message)
         match message:
             case Accuse():
-                if seat.join.role == "owner":
-                    raise RemoteProtocolError(f"{seat.place} accuses {message.place}; owners see too little for that")
                 yield from self.expel(message.place, f"was sent away, as {seat.place} says: {message.text}")
             case Trouble():
                 yield from self.finish(message.exit_code, message.text)

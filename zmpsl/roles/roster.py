@@ -6,12 +6,12 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from zmpsl import __version__
-from zmpsl.errors import JoinError
+from zmpsl.errors import JoinError, RemoteProtocolError
 from zmpsl.job.schema import Job
-from zmpsl.messages import PROTOCOL, Join
+from zmpsl.messages import PROTOCOL, Accuse, Described, Evaluated, Join, Prepared, ToManager, Trained
 from zmpsl.plan import AGGREGATOR, Peer, node_name, owner_name
 
-__all__ = ["Roster", "Seat", "listed", "places_of"]
+__all__ = ["Roster", "Seat", "check_said", "listed", "places_of"]
 
 ROLES = ("owner", "compute", AGGREGATOR)
 
@@ -29,6 +29,24 @@ def places_of(role: str, owners: int, nodes: int) -> list[str]:
     if role == AGGREGATOR:
         return [AGGREGATOR]
     raise JoinError(f"{role!r} is no role; known are {', '.join(ROLES)}")
+
+
+def check_said(seat: Seat, message: ToManager) -> None:
+    """Checks that a member of this role says such a thing, and of itself.
+
+    Raises:
+        RemoteProtocolError: It does not.
+    """
+    role, place = seat.join.role, seat.place
+    right = {
+        Described: place == owner_name(0),
+        Trained: role == "owner",
+        Evaluated: role == "owner",
+        Prepared: role != "owner" and isinstance(message, Prepared) and set(message.digests) == {place},
+        Accuse: role != "owner",
+    }.get(type(message), True)
+    if not right:
+        raise RemoteProtocolError(f"{place} says {type(message).__name__}, which is not its to say")
 
 
 def listed(places: Iterable[str]) -> str:

@@ -112,12 +112,13 @@ class ControlClient:
 
     Attributes:
         failure: Why the last handshake failed, empty when it did not.
-        refused: The manager refused our key; it will not hear us again on this socket.
+        refused: The manager refused our key.
+        hopeless: libzmq will not try again on this socket: we were refused, or the other side speaks otherwise.
     """
 
     def __init__(self, context: zmq.Context[zmq.Socket[bytes]], endpoint: str, security: Security = LOOPBACK) -> None:
         self.failure = ""
-        self.refused = False
+        self.refused = self.hopeless = False
         self.endpoint = endpoint
         self.socket = context.socket(zmq.DEALER)
         configure(self.socket, MAX_CONTROL_MESSAGE, (1000, 1000), HEARTBEAT_TIMEOUT_S)
@@ -162,6 +163,7 @@ class ControlClient:
             elif event["event"] & FAILED:
                 self.failure = why_failed(event["event"], event["value"])
                 self.refused |= event["event"] == zmq.EVENT_HANDSHAKE_FAILED_AUTH
+                self.hopeless |= event["event"] != zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL
         return before != self.connected
 
     def close(self, linger_s: float = 0.0) -> None:
