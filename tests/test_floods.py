@@ -16,6 +16,8 @@ from helpers import wait_for
 
 from zmpsl.codecs import NONE
 from zmpsl.keys import LOOPBACK, Security
+from zmpsl.messages import Leave
+from zmpsl.transport.control import ControlClient, ControlServer
 from zmpsl.transport.curve import DATA, Gate, new_pair
 from zmpsl.transport.link import Inbox, Link
 from zmpsl.transport.outbox import Outbox
@@ -174,3 +176,20 @@ def test_random_bytes(port: Port):
     port.serves()
     assert (port.inbox.rejected == 0) == (port.gate is not None)
     assert port.grown < LIMIT_BYTES
+
+
+def test_more_failed_handshakes_than_a_monitor_holds():
+    """pyzmq's own monitors hold 2,000 reports; then libzmq's thread stood still, and so did every socket with it."""
+    context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+    server = ControlServer(context, "tcp://127.0.0.1:*")
+    host, port = server.endpoint.removeprefix("tcp://").split(":")
+    for _ in range(2200):
+        with socket.create_connection((host, int(port)), timeout=10) as peer:
+            peer.sendall(b"GET / HTTP/1.1\r\n\r\n".ljust(80))
+    client = ControlClient(context, server.endpoint)
+    client.send(Leave())
+    wait_for(lambda: server.receive() is not None, 20)
+    assert len(server.failures()) > 2000
+    client.close()
+    server.close()
+    context.term()

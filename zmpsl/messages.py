@@ -246,7 +246,6 @@ class Probed(Message, frozen=True, kw_only=True, tag=True):
     data: Annotated[bytes, Meta(max_length=1 << 20)] = b""
 
 
-
 ToManager = (
     Join | Submit | Described | Ready | Progress | Trained | Prepared | Evaluated | Trouble | Accuse | Probe | Leave
 )

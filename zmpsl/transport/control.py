@@ -17,7 +17,7 @@ from zmpsl.errors import RemoteProtocolError
 from zmpsl.keys import LOOPBACK, Security
 from zmpsl.messages import FromManager, Message, ToManager, decode_from_manager, decode_to_manager, encode
 from zmpsl.transport.curve import CONTROL, FAILED, protect_client, protect_server, why_failed
-from zmpsl.transport.link import advertised, bind, configure
+from zmpsl.transport.link import advertised, bind, configure, monitor
 
 __all__ = ["ControlClient", "ControlServer"]
 
@@ -52,7 +52,7 @@ class ControlServer:
         self.socket.setsockopt(zmq.ROUTER_MANDATORY, 1)
         protect_server(self.socket, security, CONTROL)
         bind(self.socket, address)
-        self.monitor = self.socket.get_monitor_socket(FAILED)
+        self.monitor = monitor(self.socket, FAILED)
         self.endpoint = advertised(self.socket, advertise)
         self.rejected = 0
 
@@ -124,7 +124,7 @@ class ControlClient:
         configure(self.socket, MAX_CONTROL_MESSAGE, (1000, 1000), HEARTBEAT_TIMEOUT_S)
         self.socket.setsockopt(zmq.IDENTITY, uuid4().bytes)
         protect_client(self.socket, security, security.manager)
-        self.monitor = self.socket.get_monitor_socket(FAILED | zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED)
+        self.monitor = monitor(self.socket, FAILED | zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED)
         self.socket.connect(endpoint)
         self.connected = False
         self.rejected = 0

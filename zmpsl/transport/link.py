@@ -22,7 +22,7 @@ from zmpsl.transport.outbox import Outbox
 from zmpsl.transport.task import Task
 from zmpsl.transport.wire import HEADER_BYTES, INLINE, MAX_MESSAGE, Header, Message, parse
 
-__all__ = ["Inbox", "Link", "configure"]
+__all__ = ["Inbox", "Link", "configure", "monitor"]
 
 # Messages libzmq may hold per connection; each is at most 1 MiB. With fewer, small tensors stop and start all the time;
 # with more, large ones no longer fit the processor's caches.
@@ -88,6 +88,21 @@ def bind(socket: zmq.Socket[bytes], address: str) -> None:
             else "is it an address of this host?"
         )
         raise NetworkError(f"cannot bind {address}: {error.strerror}; {hint}") from error
+
+
+def monitor(socket: zmq.Socket[bytes], events: int) -> zmq.Socket[bytes]:
+    """Opens the socket on which libzmq reports events of another one.
+
+    pyzmq's own get_monitor_socket has room for 2,000 reports; with more, libzmq's thread waits until they are read, and
+    with it every socket of the context. A stranger who connects and hangs up makes that many in a second.
+    """
+    address = f"inproc://monitor-{id(socket)}"
+    socket.monitor(address, events)
+    reports: zmq.Socket[bytes] = socket.context.socket(zmq.PAIR)
+    reports.setsockopt(zmq.LINGER, 0)
+    reports.setsockopt(zmq.RCVHWM, 0)
+    reports.connect(address)
+    return reports
 
 
 class Inbox:
@@ -239,7 +254,7 @@ class Link:
         self.socket = context.socket(zmq.PUSH)
         configure(self.socket, MAX_MESSAGE, HIGH_WATER_MARKS, HEARTBEAT_TIMEOUT_S)
         protect_client(self.socket, security, public)
-        self.monitor = self.socket.get_monitor_socket(FAILED | zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED)
+        self.monitor = monitor(self.socket, FAILED | zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED)
         self.socket.connect(endpoint)
         self._unsent: Message | None = None
 
