@@ -134,10 +134,9 @@ def _memory() -> Iterator[Finding]:
     lines = meminfo.read_text().splitlines() if meminfo.exists() else []
     sizes = {line.split(":")[0]: int(line.split()[1]) << 10 for line in lines if line.endswith("kB")}
     free, total = sizes.get("MemAvailable", 0), sizes.get("MemTotal", 0)
-    limit = _cgroup_limit()
-    if limit is not None and (not total or limit < total):
-        free = min(free, limit) if free else limit
-        total = limit
+    limit, used = _cgroup()
+    if limit and (not total or limit < total):
+        free, total = min(free or limit, max(0, limit - used)), limit
     if not total:
         yield Finding("warning", "memory", "this system does not tell", "look at it yourself")
         return
@@ -147,13 +146,18 @@ def _memory() -> Iterator[Finding]:
     yield Finding("warning" if low else "ok", "memory", text, fix if low else "")
 
 
-def _cgroup_limit() -> int | None:
-    for path in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
+def _cgroup() -> tuple[int, int]:
+    """Gives limit and use of this process's container, version 2 or 1 of cgroups; 0 where there is no limit."""
+    root = Path("/sys/fs/cgroup")
+    for limit, used in (
+        (root / "memory.max", root / "memory.current"),
+        (root / "memory/memory.limit_in_bytes", root / "memory/memory.usage_in_bytes"),
+    ):
         try:
-            return int(Path(path).read_text())
+            return int(limit.read_text()), int(used.read_text())
         except (OSError, ValueError):  # not there, or "max"
             continue
-    return None
+    return 0, 0
 
 
 def _files(job: Job | None) -> Finding:
