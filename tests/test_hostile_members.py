@@ -19,6 +19,7 @@ from zmpsl.messages import Message, Stats
 from zmpsl.roles.actions import Say
 from zmpsl.roles.manager import Phase
 from zmpsl.roles.owner import DataOwner
+from zmpsl.security import MAX_REJECTED
 from zmpsl.state import layout_of, not_finite
 from zmpsl.transport.task import Op
 from zmpsl.transport.wire import OWNER_SENDER
@@ -123,6 +124,21 @@ def test_member_says_what_is_not_its_to_say(place: str, message: Message):
         node.member.tick = tick  # type: ignore[method-assign]
         wait_for(lambda: besieged.run.manager.rejected == before + 1, 20)
         besieged.hold_out()
+
+
+def test_member_that_goes_on_saying_it():
+    """It is sent away by name."""
+    with siege() as besieged:
+        node = besieged.node("node-0")
+        wrong = control.Trained(round=0, batches=1, loss_sum=0.0, samples=1, stats=Stats())
+
+        def tick(_now: float):
+            for _ in range(MAX_REJECTED):
+                yield Say(wrong)
+
+        node.member.tick = tick  # type: ignore[method-assign]
+        assert node.drain(20)
+        assert f"node-0 said {MAX_REJECTED} things nobody may say" in str(node.error)
 
 
 # -- numbers that are none ---------------------------------------------------------------------------------------------
