@@ -34,13 +34,15 @@ def _zmpsl(receiver: bool, codec: str) -> End:
     return Zmpsl(receiver, codec)
 
 
+def _zmpsl_curve(receiver: bool, codec: str) -> End:
+    from zmpsl_end import Zmpsl
+
+    return Zmpsl(receiver, codec, keys=True)
+
+
 KINDS: dict[str, Callable[[bool, str], End]] = {
-    "zmpsl": _zmpsl,
-    "raw": Raw,
-    "pyzmq": Pyzmq,
-    "gloo": Gloo,
-    "grpc": Grpc,
-}
+    "zmpsl": _zmpsl, "zmpsl-curve": _zmpsl_curve, "raw": Raw, "pyzmq": Pyzmq, "gloo": Gloo, "grpc": Grpc,
+}  # fmt: skip
 
 
 class BenchError(Exception):

@@ -11,7 +11,9 @@ from peers import LOOPBACK, TIMEOUT_S, Tensor
 
 from zmpsl.codecs import by_name
 from zmpsl.job.schema import Network
+from zmpsl.keys import Security
 from zmpsl.transport.allocator import keep_freed_memory
+from zmpsl.transport.curve import DATA, Gate, new_pair
 from zmpsl.transport.link import Inbox, Link
 from zmpsl.transport.outbox import Outbox
 from zmpsl.transport.task import Op, Task
@@ -27,14 +29,19 @@ class Zmpsl:
     """One side of a hop.
 
     The receiver uses a tensor up by letting go of it: its credit returns to the sender, its buffer to the pool.
+    With `keys`, links are protected, and the address has the public key behind it.
     """
 
-    def __init__(self, receiver: bool, codec: str) -> None:
+    def __init__(self, receiver: bool, codec: str, *, keys: bool = False) -> None:
         network = Network()
+        self._security = Security(key=new_pair("bench", "compute"), manager="0" * 64) if keys else Security()
         keep_freed_memory()  # as every role in a process of its own
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
-        self._inbox = Inbox(self._context, f"tcp://{LOOPBACK}:*", network.max_tensor_bytes)
+        self._gate = Gate(self._context) if keys else None
+        self._inbox = Inbox(self._context, f"tcp://{LOOPBACK}:*", network.max_tensor_bytes, security=self._security)
         self.address = self._inbox.endpoint
+        if self._security.key is not None:
+            self.address += f" {self._security.key.public}"
         packer = by_name(codec)
         self._outbox = Outbox(int(receiver), lambda _op: packer, network.credit_bytes)
         self._poller = zmq.Poller()
@@ -43,7 +50,10 @@ class Zmpsl:
         self._batches = count()
 
     def connect(self, peer: str) -> None:
-        self._link = Link(self._context, "peer", peer, self._outbox)
+        endpoint, _, public = peer.partition(" ")
+        if self._gate is not None:
+            self._gate.allow(DATA, frozenset({public}), final=False)
+        self._link = Link(self._context, "peer", endpoint, self._outbox, self._security, public)
 
     def send(self, tensor: Tensor, n: int) -> None:
         left = n
@@ -81,6 +91,8 @@ class Zmpsl:
         self._link.close()
         self._inbox.close()
         self._context.term()
+        if self._gate is not None:
+            self._gate.join()
 
     def _forward(self, tensor: Tensor) -> Task:
         return Task(Op.FORWARD, 1, 0, 0, batch=next(self._batches) % (1 << 32), tensor=tensor)

@@ -16,6 +16,7 @@ from helpers import TINY, ThreadedRun, job, wait_for
 from zmpsl import __version__
 from zmpsl.errors import JobError, JoinError, NetworkError, PeerLostError, ZmpslError
 from zmpsl.job import Job
+from zmpsl.keys import Security
 from zmpsl.loop import Node
 from zmpsl.manager_loop import ManagerNode
 from zmpsl.messages import PROTOCOL, Finish, FromManager, Join, Leave, Message, Refused, Submit, Welcome
@@ -164,7 +165,7 @@ def test_any_place_may_be_asked_for_before_there_is_a_job():
 def test_place_that_the_submitted_job_does_not_have(says: Callable[[str, Message], list[FromManager]]):
     """Whoever waits at a manager without a job and gets no place in the one that comes is told so."""
     with party(None, ComputeNode(), ComputeNode()) as (manager, nodes):
-        submit(job(*SMALL, "compute_nodes=1"), manager.endpoint, watch=False, unprotected=False, tell=lambda _: None)
+        submit(job(*SMALL, "compute_nodes=1"), manager.endpoint, watch=False, tell=lambda _: None)
         assert refused(nodes[1]) == "job 'digits' has no place node-1"
         assert not nodes[0].drain(0)
 
@@ -209,10 +210,10 @@ def test_job_submitted_twice(second: str):
     again = first if second == "the same" else job(*SMALL, "seed=1")
     with party(None, Aggregator()) as (manager, _):
         told: list[str] = []
-        submit(first, manager.endpoint, watch=False, unprotected=False, tell=told.append)
+        submit(first, manager.endpoint, watch=False, tell=told.append)
         assert told == [f"job digits accepted by the manager at {manager.endpoint}"]
         with pytest.raises(JobError) as caught:
-            submit(again, manager.endpoint, watch=False, unprotected=False, tell=told.append)
+            submit(again, manager.endpoint, watch=False, tell=told.append)
         assert str(caught.value) == "this manager already has job 'digits'; one manager runs one job"
         assert len(told) == 1
         assert manager.manager.job == first
@@ -224,7 +225,7 @@ def test_submit_to_nobody():
     listener.close()
     since = time.monotonic()
     with pytest.raises(NetworkError) as caught:
-        submit(job(), address, watch=False, unprotected=False, tell=lambda _: None, reach_s=0.3)
+        submit(job(), address, watch=False, tell=lambda _: None, reach_s=0.3)
     assert time.monotonic() - since < 5
     assert str(caught.value) == (
         f"the manager at {address} has not answered for 0.3 s; is it running, and is the address right?"
@@ -235,7 +236,7 @@ def test_submit_to_somebody_else():
     """A port on which something listens that is no manager is as good as nobody."""
     listener, address = taken_port()
     with contextlib.closing(listener), pytest.raises(NetworkError, match=r"has not answered for 0\.3 s"):
-        submit(job(), address, watch=False, unprotected=False, tell=lambda _: None, reach_s=0.3)
+        submit(job(), address, watch=False, tell=lambda _: None, reach_s=0.3)
 
 
 def test_watched_manager_that_vanishes():
@@ -247,7 +248,7 @@ def test_watched_manager_that_vanishes():
 
     def watch() -> None:
         try:
-            submit(job(), address, watch=True, unprotected=False, tell=lambda _: None)
+            submit(job(), address, watch=True, tell=lambda _: None)
         except ZmpslError as error:
             errors.append(error)
 
@@ -299,20 +300,20 @@ def test_taken_port():
         lambda: ManagerNode(Manager(), "tcp://0.0.0.0:*"),
         lambda: Node(ComputeNode(), "tcp://127.0.0.1:5600", "tcp://0.0.0.0:*"),
         lambda: Node(ComputeNode(), "tcp://10.1.2.3:5600"),
-        lambda: submit(job(), "tcp://10.1.2.3:5600", watch=False, unprotected=False, tell=print),
+        lambda: submit(job(), "tcp://10.1.2.3:5600", watch=False, tell=print),
     ],
     ids=["manager-bind", "member-bind", "member-manager", "submit"],
 )
 def test_address_of_a_network_needs_a_word(make: Callable[[], object]):
-    """Nothing listens on, or talks to, other hosts without --unprotected."""
-    wanted = r"^tcp://(0\.0\.0\.0:\*|10\.1\.2\.3:5600) can be reached from other hosts.*say --unprotected"
+    """Nothing listens on, or talks to, other hosts without --security none."""
+    wanted = r"^tcp://(0\.0\.0\.0:\*|10\.1\.2\.3:5600) can be reached from other hosts.*say --security none"
     with pytest.raises(JobError, match=wanted):
         make()
 
 
-def test_unprotected_lets_it_pass():
+def test_no_security_lets_it_pass():
     """The word is enough; the address told to others is a name, not 0.0.0.0."""
-    with ManagerNode(Manager(), "tcp://0.0.0.0:*", unprotected=True) as manager:
+    with ManagerNode(Manager(), "tcp://0.0.0.0:*", security=Security(open=True)) as manager:
         assert "0.0.0.0" not in manager.endpoint
 
 

@@ -18,23 +18,29 @@ ROOT = Path(__file__).parents[1]
 PURE_TRANSPORT = ("address", "allocator", "task", "wire", "buffers", "assembly", "outbox")
 LAYERS = [
     ["zmpsl", "zmpsl.errors", "zmpsl.randomness", "zmpsl.models"],
-    ["zmpsl.job"],
+    ["zmpsl.job", "zmpsl.keys"],
     ["zmpsl.plan"],
     ["zmpsl.codec_plain", "zmpsl.codec_planes", "zmpsl.codec_twins", "zmpsl.codec_kernels"],
     ["zmpsl.codecs", "zmpsl.state"],
     ["zmpsl.pool"],
     ["zmpsl.messages"],
     ["zmpsl.transport", *(f"zmpsl.transport.{name}" for name in PURE_TRANSPORT)],
+    ["zmpsl.transport.curve"],
     ["zmpsl.transport.link", "zmpsl.transport.control"],
     ["zmpsl.data", "zmpsl.engine", "zmpsl.observe", "zmpsl.checkpoint", "zmpsl.planner"],
     ["zmpsl.roles"],
     ["zmpsl.station", "zmpsl.life"],
+    ["zmpsl.security"],
     ["zmpsl.loop", "zmpsl.manager_loop", "zmpsl.submit"],
     ["zmpsl.launch"],
+    ["zmpsl.doctor"],
     ["zmpsl.cli"],
     ["zmpsl.__main__"],
 ]
-ZMQ_USERS = {"zmpsl.transport.link", "zmpsl.transport.control", "zmpsl.loop", "zmpsl.manager_loop", "zmpsl.submit"}
+ZMQ_USERS = {
+    *("zmpsl.transport.curve", "zmpsl.transport.link", "zmpsl.transport.control"),
+    *("zmpsl.loop", "zmpsl.manager_loop", "zmpsl.submit", "zmpsl.doctor"),
+}
 # Where torch may be imported when a module is loaded, and where only inside a function. launch.preload loads it early
 # on purpose, in a process that will train.
 TORCH_ROOMS = ("zmpsl.engine", "zmpsl.models", "zmpsl.roles.owner", "zmpsl.roles.compute", "zmpsl.launch.preload")

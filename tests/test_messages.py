@@ -26,7 +26,7 @@ from zmpsl.messages import (
     decode_to_manager,
     encode,
 )
-from zmpsl.plan import Block, Entry, Peer, Plan
+from zmpsl.plan import Activation, Block, Entry, Peer, Plan
 
 FUZZ = settings(max_examples=300, deadline=None)
 DECODERS = [decode_to_manager, decode_from_manager]
@@ -37,6 +37,7 @@ PLAN = Plan(
     run="run",
     job=JOB,
     blocks=(Block("Linear", (Entry("weight", "float32", (2, 3), True),)), Block("ReLU", ())),
+    outputs=(Activation("float32", (3,)), Activation("float32", (3,))),
     bounds=(0, 1, 2),
     aggregator=Peer("aggregator", "tcp://a:1"),
     nodes=(Peer("node-0", "tcp://b:2"),),
@@ -50,7 +51,7 @@ TO_MANAGER: list[ToManager] = [
     Join(role="compute", place="node-1", endpoint="tcp://x:1", version="0.1.0", host="höst", pid=12),
     Submit(job=Job()),
     Submit(job=JOB),
-    messages.Described(blocks=PLAN.blocks),
+    messages.Described(blocks=PLAN.blocks, outputs=PLAN.outputs),
     messages.Described(blocks=()),
     Ready(plan=1),
     Ready(plan=2, samples=3, batches=4),
@@ -62,6 +63,8 @@ TO_MANAGER: list[ToManager] = [
     messages.Broken(plan=2, peer="node-1"),
     messages.Paused(plan=3),
     Trouble(exit_code=7, text="näh\n" * 1000),
+    messages.Accuse(place="owner-3", text="why"),
+    messages.Probe(data=b"\0" * 1000),
     Leave(),
 ]
 FROM_MANAGER: list[FromManager] = [
@@ -77,6 +80,7 @@ FROM_MANAGER: list[FromManager] = [
     messages.Finish(),
     messages.Finish(exit_code=6, text="gone"),
     Ping(),
+    messages.Probed(data=b"x"),
 ]
 
 

@@ -206,7 +206,7 @@ def test_too_little_memory_is_refused_when_the_plan_is_made(asked: object, room:
 def test_activations_larger_than_reckoned_are_found_before_they_are_made(monkeypatch: pytest.MonkeyPatch):
     """A manager that knows no shapes plans without activations; the node looks before it builds."""
     wanted = small("mlp", 1, 3, 1)
-    monkeypatch.setattr("zmpsl.roles.owner.DataOwner._footprints", lambda self, job: ())
+    monkeypatch.setattr("zmpsl.roles.owner.model_footprints", lambda *_: ())
     memory = parts(wanted)[0]
     ours = Watched(wanted, rooms=[memory.need(2)])
     ours.run()

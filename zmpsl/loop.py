@@ -16,15 +16,18 @@ from itertools import count
 
 import zmq
 
-from zmpsl.errors import NetworkError, PeerLostError, RemoteProtocolError, ZmpslError, error_for
+from zmpsl.errors import JoinError, NetworkError, PeerLostError, RemoteProtocolError, ZmpslError, error_for
 from zmpsl.job.schema import Network
+from zmpsl.keys import LOOPBACK, Security
 from zmpsl.life import Life, State
-from zmpsl.messages import Leave
+from zmpsl.messages import Accuse, Leave, Publish
 from zmpsl.roles.actions import Action, Connect, Disconnect, Say, Send, Stop
 from zmpsl.roles.member import Member
+from zmpsl.security import MAX_REJECTED, Border
 from zmpsl.station import Station
 from zmpsl.transport.address import check_address
 from zmpsl.transport.control import ControlClient
+from zmpsl.transport.curve import Gate, check_pair
 from zmpsl.transport.link import Inbox, Link
 
 __all__ = ["Node", "complain"]
@@ -33,6 +36,10 @@ log = logging.getLogger("zmpsl")
 
 IDLE_S = 0.1
 CHECK_EVERY_S = 0.25
+# A handshake may fail while the other side learns of a new plan; after this it is told, and after much more it is over.
+SHAKY_S, HOPELESS_S = 3.0, 30.0
+
+ASK = "does the manager's allow-list have it, and is manager.pub from that manager? `zmpsl doctor` looks at both"
 
 
 def complain(count: int, error: Exception) -> None:
@@ -52,32 +59,37 @@ class Node(Life):
         manager: The manager's address.
         bind: Where to bind the PULL socket.
         advertise: Host to tell peers instead of the bound one.
-        unprotected: Allows addresses other than loopback.
+        security: How links are protected.
         reach_s: How long to wait for the manager to be there at first.
 
     Raises:
         NetworkError: The address cannot be bound.
-        JobError: An address needs `unprotected`.
+        JobError: An address needs keys, or `security` that says it does without.
     """
 
     def __init__(
         self, member: Member, manager: str, bind: str = "tcp://127.0.0.1:*", advertise: str | None = None,
-        *, unprotected: bool = False, reach_s: float = 60.0,
+        *, security: Security = LOOPBACK, reach_s: float = 60.0,
     ) -> None:  # fmt: skip
-        check_address(manager, unprotected)
-        check_address(bind, unprotected, bind=True)
+        check_address(manager, security.may_leave)
+        check_address(bind, security.may_leave, bind=True)
+        check_pair(security)
         super().__init__()
         self.member = member
         self._network = Network()
         self._reach_s = reach_s
         self._patience_s = self._network.lost_after_s
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+        self._security = security
+        self._border = Border(Gate(self._context) if security.key is not None else None)
+        self._shaky: dict[str, float] = {}
         try:
-            self._inbox = Inbox(self._context, bind, self._network.max_tensor_bytes, advertise)
+            self._inbox = Inbox(self._context, bind, self._network.max_tensor_bytes, advertise, security)
         except NetworkError:
-            self._context.destroy(linger=0)
+            self._context.term()
             raise
-        self._control = ControlClient(self._context, manager)
+        self._inbox.vouch = self._border.vouch
+        self._control = ControlClient(self._context, manager, security)
         self._links: dict[str, Link] = {}
         self._station = Station(member)
         self._inbox.admit = member.admit
@@ -166,6 +178,8 @@ class Node(Life):
                 continue
             if message is None or self._stop is not None:
                 return plan is not None and plan is not self.member.plan
+            if isinstance(message, Publish):  # before we build: peers may be quicker, and connect
+                self._border.admit(message.plan)
             self._perform(self._guard(lambda m=message: self.member.hear(m)))  # type: ignore[misc]
 
     def _read_inbox(self) -> None:
@@ -182,6 +196,10 @@ class Node(Life):
                     self._flush(granted)
             except RemoteProtocolError as error:
                 complain(self.rejected, error)
+                accused = self._border.blame(self._inbox.user)
+                if accused is not None:
+                    text = f"{MAX_REJECTED} messages that nobody may send, the last one: {error}"
+                    self._control.send(Accuse(place=accused, text=text[:3900]))
 
     def _check(self, now: float) -> None:
         """Looks after connections and deadlines, four times a second."""
@@ -189,6 +207,7 @@ class Node(Life):
             self._perform(self.member.rejoin())
         if self._control.connected:
             self._away_since, self._met = now, True
+        self._check_handshakes(now)
         if now - self._away_since > (self._patience_s if self._met else self._reach_s):
             self._fail(
                 PeerLostError(
@@ -201,6 +220,29 @@ class Node(Life):
         if self._troubled_at is not None and now - self._troubled_at > self._network.lost_after_s:
             # The manager should have ended the run by now; do not wait for ever.
             self._fail(self.error or PeerLostError("the manager did not answer"))
+
+    def _check_handshakes(self, now: float) -> None:
+        """Tells of connections that do not come about: libzmq would try again for ever, without a word."""
+        self._border.tell_strangers()
+        manager, endpoint = self._control, self._control.endpoint
+        if manager.refused:
+            self._fail(JoinError(f"the manager at {endpoint} refused our key {self._named_key()}; {ASK}"))
+        failures = {"manager": manager.failure, **{name: link.failure for name, link in self._links.items()}}
+        for name, failure in failures.items():
+            if not failure:
+                self._shaky.pop(name, None)
+                continue
+            since = self._shaky.setdefault(name, now)
+            if name == "manager" and not self._met and (manager.hopeless or now - since > SHAKY_S):
+                self._fail(NetworkError(f"no handshake with the manager at {endpoint}: {failure}; {ASK}"))
+            elif name != "manager" and now - since > HOPELESS_S and self._troubled_at is None:
+                self._trouble(PeerLostError(f"no handshake between {self.member.place} and {name}: {failure}"))
+            elif now - since > SHAKY_S and now - since <= SHAKY_S + CHECK_EVERY_S:
+                log.warning("no handshake with %s for %.0f s: %s", name, now - since, failure)
+
+    def _named_key(self) -> str:
+        key = self._security.key
+        return "" if key is None else f"({key.name}, {key.public})"
 
     # -- carrying out actions -----------------------------------------------------------------------------------------
 
@@ -249,8 +291,10 @@ class Node(Life):
         self._station.connect(action)
         # Not before: a peer that has its plan already may send before ours is here, and that must wait, not be lost.
         self._poller.register(self._inbox.socket, zmq.POLLIN)
+        keys = {peer.name: peer.public for peer in action.plan.peers}
         for name, endpoint in action.peers.items():
-            self._links[name] = Link(self._context, name, endpoint, self._station.outboxes[name])
+            outbox = self._station.outboxes[name]
+            self._links[name] = Link(self._context, name, endpoint, outbox, self._security, keys[name])
 
     def _disconnect(self) -> None:
         self._poller.unregister(self._inbox.socket)

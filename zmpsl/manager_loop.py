@@ -3,22 +3,30 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Iterator
 
 import zmq
+from msgspec import structs
 
-from zmpsl.errors import NetworkError, RemoteProtocolError, ZmpslError, error_for
+from zmpsl.errors import JobError, JoinError, NetworkError, RemoteProtocolError, ZmpslError, error_for
+from zmpsl.keys import LOOPBACK, Security
 from zmpsl.life import Life, State
 from zmpsl.loop import complain
+from zmpsl.messages import Join, Leave, Probe, Probed, Refused, ToManager
 from zmpsl.roles.actions import Action, Tell
 from zmpsl.roles.manager import Manager
+from zmpsl.security import MAX_REJECTED, Guard
 from zmpsl.transport.address import check_address
 from zmpsl.transport.control import ControlServer
+from zmpsl.transport.curve import Gate, check_pair
 
 __all__ = ["ManagerNode"]
 
 # How long the manager waits, after the end, for members to say that they leave.
 FAREWELL_S = 3.0
+# How often the allow-list and the failed handshakes are looked at; a key that was just added waits that long.
+WATCH_EVERY_S = 0.5
 
 
 class ManagerNode(Life):
@@ -28,11 +36,11 @@ class ManagerNode(Life):
         manager: The role.
         bind: Where to bind.
         advertise: Host to tell instead of the bound one.
-        unprotected: Allows addresses other than loopback.
+        security: How links are protected; with a key, `allowed` names the list of who may take part.
 
     Raises:
         NetworkError: The address cannot be bound.
-        JobError: The address needs `unprotected`.
+        JobError: The address needs keys, or `security` that says it does without; or the allow-list is damaged.
     """
 
     def __init__(
@@ -41,16 +49,25 @@ class ManagerNode(Life):
         bind: str = "tcp://127.0.0.1:*",
         advertise: str | None = None,
         *,
-        unprotected: bool = False,
+        security: Security = LOOPBACK,
     ) -> None:
-        check_address(bind, unprotected, bind=True)
+        check_address(bind, security.may_leave, bind=True)
+        check_pair(security)
         super().__init__()
         self.manager = manager
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+        self._guard: Guard | None = None
+        self._watched_at = 0.0
+        self._rejections: Counter[str] = Counter()
+        self._handshakes = 0
         try:
-            self._server = ControlServer(self._context, bind, advertise)
-        except NetworkError:
-            self._context.destroy(linger=0)
+            if security.key is not None:
+                if security.allowed is None:
+                    raise JobError("a manager with a key needs the list of who may take part (Security.allowed)")
+                self._guard = Guard(security.allowed, Gate(self._context))
+            self._server = ControlServer(self._context, bind, advertise, security)
+        except (NetworkError, JobError):
+            self._context.term()
             raise
         self.endpoint = self._server.endpoint
         self._poller = zmq.Poller()
@@ -101,10 +118,65 @@ class ManagerNode(Life):
                 received = self._server.receive()
                 if received is None:
                     break
-                self._perform(self.manager.hear(*received))
+                self._hear(*received)
             except RemoteProtocolError as error:
                 complain(self.rejected, error)
-        self._perform(self.manager.tick(time.monotonic()))
+                self._blame(error)
+        now = time.monotonic()
+        if now - self._watched_at >= WATCH_EVERY_S:
+            self._watched_at = now
+            self._watch()
+        self._perform(self.manager.tick(now))
+
+    def _hear(self, who: bytes, message: ToManager) -> None:
+        """Holds a message against the key it came with, and passes it on."""
+        if isinstance(message, Join):
+            message = structs.replace(message, public="")
+        if self._guard is not None:
+            held = [seat.join.public for seat in self.manager.roster]
+            try:
+                message = self._guard.check(who, self._server.user, message, held)
+            except JoinError as error:
+                self.manager.board.notice(f"refused {type(message).__name__}: {error}")
+                self._server.send(who, Refused(exit_code=error.exit_code, text=str(error)))
+                return
+        if isinstance(message, Probe):
+            self._server.send(who, Probed(data=message.data))
+            return
+        self._perform(self.manager.hear(who, message))
+        if self._guard is not None and isinstance(message, Leave):
+            self._guard.forget(who)
+
+    def _blame(self, error: RemoteProtocolError) -> None:
+        """Counts what a member said and nobody may say; sends it away when it goes too far."""
+        seat = self.manager.roster.get(self._server.who)
+        if seat is None:
+            return
+        self._rejections[seat.place] += 1
+        if self._rejections[seat.place] >= MAX_REJECTED:
+            del self._rejections[seat.place]
+            self._perform(self.manager.expel(seat.place, f"said {MAX_REJECTED} things nobody may say: {error}"))
+
+    def _watch(self) -> None:
+        """Looks at failed handshakes, and at the allow-list."""
+        board = self.manager.board
+        for failure in self._server.failures():
+            self._handshakes += 1
+            if self._handshakes & (self._handshakes - 1) == 0:
+                board.notice(f"a handshake failed ({self._handshakes} so far): {failure}")
+        if self._guard is None:
+            return
+        for text in self._guard.strangers():
+            board.notice(text)
+        try:
+            revoked = dict(self._guard.refresh())
+        except JobError as error:
+            board.notice(f"the allow-list stays as it was: {error}")
+            return
+        for seat in self.manager.roster:
+            if seat.join.public in revoked:
+                why = f"was sent away: the key of {revoked[seat.join.public]} has been revoked"
+                self._perform(self.manager.expel(seat.place, why))
 
     def _perform(self, actions: Iterator[Action]) -> None:
         for action in actions:

@@ -37,9 +37,10 @@ from msgspec import Meta, Struct
 
 from zmpsl.errors import RemoteProtocolError
 from zmpsl.job.schema import Job
-from zmpsl.plan import Block, Footprint, Plan
+from zmpsl.plan import Activation, Block, Footprint, Plan
 
 __all__ = [
+    "Accuse",
     "Begin",
     "Broken",
     "Committed",
@@ -55,6 +56,8 @@ __all__ = [
     "Paused",
     "Ping",
     "Prepared",
+    "Probe",
+    "Probed",
     "Progress",
     "Publish",
     "Ready",
@@ -98,6 +101,7 @@ class Join(Message, frozen=True, kw_only=True, tag=True):
 
     Said again when the connection to the manager was lost; `plan` is then the version of the plan it works on.
     Compute nodes add the memory of their host, what their process takes by itself, and the budget they were given.
+    `public` is filled in by the manager, with the key the connection was made with; what a member writes there is lost.
     """
 
     role: Name
@@ -111,6 +115,7 @@ class Join(Message, frozen=True, kw_only=True, tag=True):
     host_bytes: Annotated[int, Meta(ge=0)] = 0
     used_bytes: Annotated[int, Meta(ge=0)] = 0
     memory: Name = ""
+    public: Name = ""
 
 
 class Submit(Message, frozen=True, kw_only=True, tag=True):
@@ -120,9 +125,13 @@ class Submit(Message, frozen=True, kw_only=True, tag=True):
 
 
 class Described(Message, frozen=True, kw_only=True, tag=True):
-    """The block list of the job's model, as the asked data owner built it, and what a micro-batch takes in each."""
+    """The block list of the job's model, as the asked data owner built it.
+
+    With what each block puts out, and what a micro-batch takes in it.
+    """
 
     blocks: tuple[Block, ...]
+    outputs: tuple[Activation, ...] = ()
     footprints: tuple[Footprint, ...] = ()
 
 
@@ -200,6 +209,13 @@ class Trouble(Message, frozen=True, kw_only=True, tag=True):
     text: Text
 
 
+class Accuse(Message, frozen=True, kw_only=True, tag=True):
+    """A compute node or the aggregator tells that a member breaks the rules, and how."""
+
+    place: Name
+    text: Text
+
+
 class Leave(Message, frozen=True, kw_only=True, tag=True):
     """The role is done and goes."""
 
@@ -266,10 +282,21 @@ class Ping(Message, frozen=True, kw_only=True, tag=True):
     """Says nothing; sending it shows whether the way is open."""
 
 
-ToManager = (
-    Join | Submit | Described | Ready | Progress | Trained | Prepared | Evaluated | Broken | Paused | Trouble | Leave
-)
-FromManager = Refused | Welcome | Describe | Publish | Pause | Begin | Committed | Evaluate | Finish | Ping
+class Probe(Message, frozen=True, kw_only=True, tag=True):
+    """Asks the manager for these bytes back: tells how fast the way there is."""
+
+    data: Annotated[bytes, Meta(max_length=1 << 20)] = b""
+
+
+class Probed(Message, frozen=True, kw_only=True, tag=True):
+    """The bytes that somebody wanted back."""
+
+    data: Annotated[bytes, Meta(max_length=1 << 20)] = b""
+
+
+FromMember = Described | Ready | Progress | Trained | Prepared | Evaluated | Broken | Paused | Trouble | Accuse | Leave
+ToManager = Join | Submit | Probe | FromMember
+FromManager = Refused | Welcome | Describe | Publish | Pause | Begin | Committed | Evaluate | Finish | Ping | Probed
 
 _ENCODER = msgspec.msgpack.Encoder()
 _TO_MANAGER = msgspec.msgpack.Decoder(ToManager)

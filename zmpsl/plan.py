@@ -17,6 +17,7 @@ from zmpsl.job.schema import Job
 
 __all__ = [
     "AGGREGATOR",
+    "Activation",
     "Block",
     "Entry",
     "Footprint",
@@ -79,11 +80,19 @@ class Footprint(Struct, frozen=True, array_like=True):
     saved: int
 
 
+class Activation(Struct, frozen=True, array_like=True):
+    """What a block puts out for one sample: dtype name, and shape without the batch."""
+
+    dtype: str
+    shape: tuple[int, ...]
+
+
 class Peer(Struct, frozen=True, array_like=True):
-    """A role's place in the plan and the address of its PULL socket."""
+    """A role's place in the plan, the address of its PULL socket, and its public key where links are protected."""
 
     name: str
     endpoint: str
+    public: str = ""
 
 
 class Plan(Struct, frozen=True, kw_only=True):
@@ -94,6 +103,7 @@ class Plan(Struct, frozen=True, kw_only=True):
         run: Identity of the run.
         job: The job with all defaults.
         blocks: Summary of the whole model.
+        outputs: What each block puts out; empty where that could not be found out.
         bounds: Block indices, P + 1 of them, from 0 to the number of blocks.
         aggregator: Where the owners' parts are averaged.
         nodes: The chain, in hop order.
@@ -111,6 +121,7 @@ class Plan(Struct, frozen=True, kw_only=True):
     run: str
     job: Job
     blocks: tuple[Block, ...]
+    outputs: tuple[Activation, ...] = ()
     bounds: tuple[int, ...]
     aggregator: Peer
     nodes: tuple[Peer, ...]
@@ -140,6 +151,15 @@ class Plan(Struct, frozen=True, kw_only=True):
     def blocks_of(self, part: int) -> range:
         """Gives the block indices of a part."""
         return range(self.bounds[part], self.bounds[part + 1])
+
+    def entering(self, part: int) -> Activation | None:
+        """Gives what enters a part from the one before it, None where that is not known."""
+        return self.outputs[self.bounds[part] - 1] if len(self.outputs) == len(self.blocks) else None
+
+    @property
+    def peers(self) -> tuple[Peer, ...]:
+        """Everybody with a place."""
+        return (self.aggregator, *self.nodes, *self.owners)
 
     def parameters_of(self, part: int) -> int:
         """Gives the number of trained parameters of a part."""

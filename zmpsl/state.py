@@ -25,7 +25,9 @@ from zmpsl.errors import JobError, TrainingError
 from zmpsl.job.schema import Optimizer
 from zmpsl.plan import Block
 
-__all__ = ["Average", "ExactSum", "Layout", "Segment", "digest", "ends_layout", "layout_of", "optimizer_entries"]
+__all__ = [
+    "Average", "ExactSum", "Layout", "Segment", "digest", "ends_layout", "layout_of", "not_finite", "optimizer_entries",
+]  # fmt: skip
 
 Flat = NDArray[np.uint8]
 ALIGNMENT = 64
@@ -140,6 +142,19 @@ def ends_layout(blocks: tuple[Block, ...], bounds: tuple[int, ...], optimizer: O
 def digest(flat: Flat) -> str:
     """Gives the SHA-256 of a state, in hex; padding is always zero, so equal states have equal digests."""
     return sha256(flat.data).hexdigest()
+
+
+def not_finite(layout: Layout, flat: Flat) -> str | None:
+    """Gives the name of the first tensor of a state that holds a NaN or an infinity, None when there is none."""
+    for segment in layout.segments:
+        if segment.dtype in FLOATS:
+            values = flat[segment.offset : segment.offset + segment.nbytes].view(segment.dtype)
+            # Three times as fast as looking at each; it is only wrong where squares overflow, so then we look.
+            with np.errstate(all="ignore"):
+                sound = np.isfinite(np.dot(values, values))
+            if not sound and not np.isfinite(values).all():
+                return segment.name
+    return None
 
 
 class Average:

@@ -20,7 +20,7 @@ from zmpsl.transport.outbox import Outbox
 from zmpsl.transport.task import Op, Task
 from zmpsl.transport.wire import OWNER_SENDER, Header
 
-__all__ = ["URGENCY", "Station", "codec_for"]
+__all__ = ["URGENCY", "Station", "codec_for", "sender_of"]
 
 # Backward first: it frees activations and keeps the owner's next step from waiting.
 # CLOSE no later than FORWARD: it frees a replica another owner may wait for.
@@ -84,6 +84,7 @@ class Station:
             granted = self._grant(header) if header.credit else None
             if task is not None and task.op is not Op.CREDIT:
                 self.member.admit(task)
+                self.member.inspect(task)
                 heapq.heappush(self._waiting, (URGENCY[task.op], next(self._order), task))
         except RemoteProtocolError:
             self.strays += 1
@@ -128,26 +129,27 @@ class Station:
         except RemoteProtocolError as error:
             # Something before it was lost, on a connection that is there again. No task is repeated: the round is.
             self.strays += 1
-            yield from self.member.broken(_sender(task), str(error))
+            yield from self.member.broken(sender_of(task), str(error))
             return
         if task.op is Op.CLOSE:
             for parked in self._parked:
                 heapq.heappush(self._waiting, parked)
             self._parked.clear()
-        outbox = self.outboxes.get(_sender(task))
+        outbox = self.outboxes.get(sender_of(task))
         if outbox is not None:
             outbox.owe(task.owner, task.nbytes)
 
     def _grant(self, header: Header) -> str:
         task, plan = header.task, self.member.plan
-        name = _sender(task)
+        name = sender_of(task)
         if name not in self.outboxes or plan is None or task.plan != plan.version or not plan.takes_part(task.owner):
             raise RemoteProtocolError(f"{task}: credit from somebody who is no neighbour")
         self.outboxes[name].grant(task.owner, header.credit)
         return name
 
 
-def _sender(task: Task) -> str:
+def sender_of(task: Task) -> str:
+    """Gives the place name of who says it sent a task."""
     if task.sender == OWNER_SENDER:
         return owner_name(task.owner)
     return AGGREGATOR if task.sender == 0 else node_name(task.sender - 1)

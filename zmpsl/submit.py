@@ -12,23 +12,26 @@ import zmq
 from zmpsl import __version__
 from zmpsl.errors import NetworkError, PeerLostError, error_for
 from zmpsl.job.schema import Job
+from zmpsl.keys import LOOPBACK, Security
 from zmpsl.messages import Committed, Finish, FromManager, Join, Leave, Publish, Refused, Submit, Welcome
 from zmpsl.transport.address import check_address
 from zmpsl.transport.control import ControlClient
+from zmpsl.transport.curve import check_pair
 
 __all__ = ["submit"]
 
 
 def submit(
-    job: Job, manager: str, *, watch: bool, unprotected: bool, tell: Callable[[str], object], reach_s: float = 10.0
-) -> None:
+    job: Job, manager: str, *, watch: bool, security: Security = LOOPBACK, tell: Callable[[str], object],
+    reach_s: float = 10.0,
+) -> None:  # fmt: skip
     """Submits a job.
 
     Args:
         job: The job.
         manager: The manager's address.
         watch: Stay until the run is over.
-        unprotected: Allows addresses other than loopback.
+        security: How the link is protected.
         tell: Called with a line for a person now and then.
         reach_s: How long to wait for the manager's answer.
 
@@ -36,9 +39,10 @@ def submit(
         NetworkError: The manager does not answer.
         ZmpslError: The manager refused the job, or (with `watch`) the run failed.
     """
-    check_address(manager, unprotected)
+    check_address(manager, security.may_leave)
+    check_pair(security)
     context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
-    client = ControlClient(context, manager)
+    client = ControlClient(context, manager, security)
     try:
         client.send(Submit(job=job))
         accepted = False
@@ -56,6 +60,8 @@ def submit(
                 if _over(message, tell):
                     return
             client.watch()
+            if client.hopeless or (client.failure and not accepted and time.monotonic() > deadline - reach_s / 2):
+                raise NetworkError(f"no handshake with the manager at {manager}: {client.failure}")
             seen = time.monotonic() if client.connected else seen
             if accepted and time.monotonic() - seen > job.network.lost_after_s:
                 raise PeerLostError(f"the manager at {manager} is out of reach")

@@ -23,6 +23,7 @@ __all__ = [
     "options_of",
     "read_job",
     "runs_option",
+    "security_options",
 ]
 
 PATH = click.Path(path_type=Path)
@@ -77,6 +78,22 @@ job_options = options_of(
 runs_option = click.option(
     "--runs", type=PATH, default=Path("runs"), show_default=True, help="Folder in which the run's folder is made."
 )
+security_options = (
+    click.option(
+        "--keys",
+        type=PATH,
+        default=None,
+        metavar="FOLDER",
+        help="Protect all links with the keys in FOLDER (or with one key file in it); see `zmpsl keys`.",
+    ),
+    click.option(
+        "--security",
+        type=click.Choice(["keys", "none"]),
+        default="keys",
+        show_default=True,
+        help="none: links without any protection may leave this machine.",
+    ),
+)
 address_options = options_of(
     click.option(
         "--bind", default="tcp://127.0.0.1:*", show_default=True, help="Where to listen; * takes any free port."
@@ -87,9 +104,7 @@ address_options = options_of(
         metavar="HOST",
         help="Name or address of this host to tell the others, when it is not the bound one.",
     ),
-    click.option(
-        "--unprotected", is_flag=True, help="Allow addresses other than loopback, on links without any protection."
-    ),
+    *security_options,
 )
 member_options = options_of(
     click.option(

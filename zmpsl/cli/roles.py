@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
@@ -40,10 +40,12 @@ def manager(
     resume: Path | None,
     bind: str,
     advertise: str | None,
-    unprotected: bool,
+    keys: Path | None,
+    security: str,
 ) -> None:
     """Run the manager; with JOB at once, without it wait until a job is submitted."""
     from zmpsl.checkpoint import read_record
+    from zmpsl.keys import security_from
     from zmpsl.launch.process import quiet_signals
     from zmpsl.manager_loop import ManagerNode
     from zmpsl.observe.progress import Progress
@@ -55,7 +57,7 @@ def manager(
         settings = read_job(job, overrides) if job is not None or overrides else None
         role = Manager(runs, settings, name, read_record(resume) if resume is not None else None)
         role.board.listeners.append(progress.handle)
-        node = ManagerNode(role, bind, advertise, unprotected=unprotected)
+        node = ManagerNode(role, bind, advertise, security=security_from(keys, security, "manager"))
         click.echo(f"manager at {node.endpoint}")
         _stoppable(node.ask_to_stop, quiet_signals)
         node.run()
@@ -77,19 +79,21 @@ def _stoppable(stop: Callable[[], None], quiet_signals: Callable[[Callable[[], o
 
 
 def _member(
-    role: str,
+    role: Literal["owner", "compute", "aggregator"],
     manager: str,
     place: str,
     runs: Path,
     bind: str,
     advertise: str | None,
-    unprotected: bool,
+    keys: Path | None,
+    security: str,
     data_dir: Path | None = None,
     allow_code: tuple[str, ...] = (),
     memory: str = "",
 ) -> None:
     import logging
 
+    from zmpsl.keys import security_from
     from zmpsl.launch.process import make_member, quiet_signals
     from zmpsl.loop import Node
 
@@ -97,7 +101,7 @@ def _member(
     with errors():
         member = make_member(role, runs, place, data_dir, memory)
         member.allowed_code = allow_code
-        node = Node(member, manager, bind, advertise, unprotected=unprotected)
+        node = Node(member, manager, bind, advertise, security=security_from(keys, security, role))
         click.echo(f"{role} at {node.endpoint}, manager at {manager}")
         _stoppable(node.ask_to_stop, quiet_signals)
         node.run()

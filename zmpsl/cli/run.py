@@ -13,8 +13,10 @@ from zmpsl.cli.options import (
     PATH,
     errors,
     job_options,
+    options_of,
     read_job,
     runs_option,
+    security_options,
 )
 
 if TYPE_CHECKING:
@@ -78,10 +80,14 @@ def _run_locally(settings: Job, runs: Path, name: str | None, resume: bool, plai
 @job_options
 @click.option("--manager", required=True, metavar="ADDRESS", help="The manager's address.")
 @click.option("--watch", is_flag=True, help="Stay and tell of each round until the run is over.")
-@click.option("--unprotected", is_flag=True, help="Allow addresses other than loopback.")
-def submit(job: Path | None, overrides: tuple[str, ...], manager: str, watch: bool, unprotected: bool) -> None:
+@options_of(*security_options)
+def submit(
+    job: Path | None, overrides: tuple[str, ...], manager: str, watch: bool, keys: Path | None, security: str
+) -> None:
     """Hand JOB in to a waiting manager."""
+    from zmpsl.keys import security_from
     from zmpsl.submit import submit as hand_in
 
     with errors():
-        hand_in(read_job(job, overrides), manager, watch=watch, unprotected=unprotected, tell=click.echo)
+        protection = security_from(keys, security, "operator")
+        hand_in(read_job(job, overrides), manager, watch=watch, security=protection, tell=click.echo)

@@ -6,6 +6,7 @@ other blocks it constructs. A block of the zoo that is not wanted is constructed
 
 from __future__ import annotations
 
+import logging
 import socket
 import threading
 from collections.abc import Iterator
@@ -13,15 +14,17 @@ from contextlib import contextmanager
 from itertools import count
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from zmpsl.errors import JobError, JoinError
 from zmpsl.job.schema import Model
 from zmpsl.models import ZOO, ModelError, build
-from zmpsl.plan import Block, Entry, Plan, fingerprint
+from zmpsl.plan import Activation, Block, Entry, Plan, fingerprint
 from zmpsl.randomness import key
 
-__all__ = ["build_blocks", "check_model", "keyed_generator", "summarise"]
+__all__ = ["build_blocks", "check_model", "keyed_generator", "summarise", "trace"]
+
+log = logging.getLogger("zmpsl")
 
 # torch has one default generator per process; replicas of several nodes in one process take turns.
 _GENERATOR = threading.Lock()
@@ -91,6 +94,31 @@ def summarise(model: Model) -> tuple[Block, ...]:
             " last part)"
         )
     return tuple(summary)
+
+
+def trace(model: Model, inputs: Tensor) -> tuple[Activation, ...]:
+    """Finds out what each block puts out for one sample, without memory for the weights of the zoo's models.
+
+    Args:
+        model: Name and arguments.
+        inputs: Two samples as the model takes them.
+
+    Returns:
+        One per block; empty where a block cannot be run here, or its output does not begin with the samples.
+    """
+    found = []
+    try:
+        values = inputs.to("meta") if model.name in ZOO else inputs
+        with torch.no_grad():
+            for _, block in build_blocks(model, 0, None):
+                values = block.eval()(values)
+                if values.shape[0] != len(inputs):
+                    return ()
+                found.append(Activation(str(values.dtype).removeprefix("torch."), tuple(values.shape[1:])))
+    except Exception as error:  # somebody's own model; its training will tell better what is wrong with it
+        log.info("no forms of activations known for model %s: %s", model.name, error)
+        return ()
+    return tuple(found)
 
 
 def check_model(plan: Plan, place: str) -> None:

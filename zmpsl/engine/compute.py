@@ -15,7 +15,7 @@ from zmpsl.errors import LocalProtocolError, RemoteProtocolError
 from zmpsl.plan import Plan
 from zmpsl.pool.account import part_memory
 from zmpsl.pool.pool import ReplicaPool
-from zmpsl.state import Average, digest
+from zmpsl.state import Average, digest, not_finite
 from zmpsl.transport.task import Op, Task
 
 __all__ = ["ComputeEngine", "to_array", "to_tensor"]
@@ -99,6 +99,22 @@ class ComputeEngine:
         replica = self.pool.get(task.owner)
         gradient = replica.backward(to_tensor(task), (task.round, task.epoch, task.batch, task.micro))
         return task.reply(Op.BACKWARD, None if gradient is None else to_array(gradient))
+
+    def expect_gradient(self, task: Task) -> None:
+        """Checks that a gradient is one that this part waits for.
+
+        Raises:
+            RemoteProtocolError: It is not.
+        """
+        wanted = self.pool.get(task.owner).output_of((task.round, task.epoch, task.batch, task.micro))
+        if wanted is None or task.tensor is None or task.tensor.shape != wanted:
+            raise RemoteProtocolError(f"{task}: no such gradient is wanted here (of that micro-batch: {wanted})")
+
+    def spoiled(self, owner: int) -> str | None:
+        """Gives the name of a tensor of the owner's replica that is not finite, None when all are."""
+        replica = self.pool.get(owner)
+        replica.own()
+        return not_finite(self.base.layout, replica.flat)
 
     def update(self, owner: int) -> None:
         """Steps the optimiser of an owner's replica; after the batch's last micro-batch."""

@@ -34,7 +34,7 @@ class RecomputingReplica(Replica):
             )
         leaf, _ = self._saved.pop(at)
         self._saved[at] = leaf, leaf
-        self._before[at] = before
+        self._before[at] = before, tuple(output.shape)
         return output.detach()
 
     def backward(self, gradient: Tensor | None, at: Key, loss: Tensor | None = None) -> Tensor | None:
@@ -43,7 +43,7 @@ class RecomputingReplica(Replica):
         if saved is None:
             raise RemoteProtocolError(f"owner {self.owner}: backward of {at} without its forward")
         after = self._buffers()
-        self._put(self._before.pop(at))
+        self._put(self._before.pop(at)[0])
         super().forward(saved[0].detach(), at)
         self._put(after)
         return super().backward(gradient, at, loss)
@@ -51,7 +51,11 @@ class RecomputingReplica(Replica):
     def rest(self) -> None:
         """Frees all but the weights."""
         super().rest()
-        self._before: dict[Key, list[Tensor]] = {}
+        self._before: dict[Key, tuple[list[Tensor], tuple[int, ...]]] = {}
+
+    def output_of(self, at: Key) -> tuple[int, ...] | None:
+        """Gives the shape of a micro-batch's output whose backward is to come, None where there is none."""
+        return self._before[at][1] if at in self._before else None
 
     def _buffers(self) -> list[Tensor]:
         return [buffer.detach().clone() for block in self.blocks for buffer in block.buffers()]

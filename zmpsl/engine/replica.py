@@ -174,6 +174,10 @@ class Replica:
             self._optimizer.state.clear()
             self._optimizer.zero_grad(set_to_none=True)
 
+    def output_of(self, at: Key) -> tuple[int, ...] | None:
+        """Gives the shape of a micro-batch's output whose backward is to come, None where there is none."""
+        return tuple(self._saved[at][1].shape) if at in self._saved else None
+
     @property
     def saved(self) -> int:
         """Number of micro-batches whose backward is to come."""

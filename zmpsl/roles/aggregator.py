@@ -8,11 +8,11 @@ import numpy as np
 
 from zmpsl.checkpoint import load_state, prune, save_parts
 from zmpsl.errors import CheckpointError, RemoteProtocolError
-from zmpsl.messages import Prepared, Ready
+from zmpsl.messages import Accuse, Prepared, Ready
 from zmpsl.plan import AGGREGATOR, Plan, owner_name
 from zmpsl.roles.actions import Action, Connect, Say, Send
-from zmpsl.roles.member import Member
-from zmpsl.state import Average, digest, ends_layout
+from zmpsl.roles.member import NOT_FINITE, Member
+from zmpsl.state import Average, digest, ends_layout, not_finite
 from zmpsl.transport.task import Op, Task
 from zmpsl.transport.wire import OWNER_SENDER
 
@@ -57,6 +57,10 @@ class Aggregator(Member):
             )
         if task.owner in self._in:
             raise RemoteProtocolError(f"{task}: handed in twice")
+        spoiled = not_finite(self.layout, task.tensor.view(np.uint8))
+        if spoiled is not None:
+            yield Say(Accuse(place=owner_name(task.owner), text=NOT_FINITE.format(owner=task.owner, name=spoiled)))
+            return
         with self.meter.measure("A", task):
             self.average.add(task.owner, task.tensor.view(np.uint8), task.count)
         self._in.add(task.owner)

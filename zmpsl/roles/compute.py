@@ -10,11 +10,11 @@ from zmpsl.checkpoint import load_state, prune, save_parts
 from zmpsl.engine.build import check_model
 from zmpsl.engine.compute import ComputeEngine
 from zmpsl.errors import CheckpointError, RemoteProtocolError
-from zmpsl.messages import Prepared, Ready
-from zmpsl.plan import Plan, node_name, owner_name
+from zmpsl.messages import Accuse, Prepared, Ready
+from zmpsl.plan import Activation, Plan, node_name, owner_name
 from zmpsl.pool.budget import Limits, Watch, limits_here
 from zmpsl.roles.actions import Action, Connect, Say, Send
-from zmpsl.roles.member import Member
+from zmpsl.roles.member import NOT_FINITE, Member
 from zmpsl.transport.allocator import give_back_freed_memory
 from zmpsl.transport.task import Op, Task
 from zmpsl.transport.wire import OWNER_SENDER
@@ -45,6 +45,16 @@ class ComputeNode(Member):
         if op is Op.BACKWARD:
             return OWNER_SENDER if self.hop == self.hops - 1 else self.hop + 2
         return None
+
+    def expected(self, op: Op) -> Activation | None:
+        """Activations of the part before, gradients of what our part puts out."""
+        return self.plan.entering(self.part + (op is Op.BACKWARD)) if self.plan is not None else None
+
+    def inspect(self, task: Task) -> None:
+        """As every member; a gradient must also be one that we wait for."""
+        super().inspect(task)
+        if task.op is Op.BACKWARD:
+            self.engine.expect_gradient(task)
 
     def build(self, plan: Plan) -> Iterator[Action]:
         """Builds the part, loads its checkpoint where a run goes on, opens links to the neighbours."""
@@ -108,6 +118,10 @@ class ComputeNode(Member):
         return owner_name(task.owner) if self.hop == 0 else node_name(self.hop - 1)
 
     def _close(self, task: Task) -> Iterator[Action]:
+        spoiled = self.engine.spoiled(task.owner)
+        if spoiled is not None:
+            yield Say(Accuse(place=owner_name(task.owner), text=NOT_FINITE.format(owner=task.owner, name=spoiled)))
+            return
         if self.hop < self.hops - 1:
             yield Send(node_name(self.hop + 1), task.reply(Op.CLOSE, None))
         with self.meter.measure("A", task):

@@ -20,6 +20,7 @@ from zmpsl.errors import JobError, JoinError, LocalProtocolError, RemoteProtocol
 from zmpsl.job.load import check_job, dump_job
 from zmpsl.job.schema import Job, Network
 from zmpsl.messages import (
+    Accuse,
     Begin,
     Broken,
     Committed,
@@ -33,6 +34,7 @@ from zmpsl.messages import (
     Paused,
     Ping,
     Prepared,
+    Probe,
     Progress,
     Publish,
     Ready,
@@ -43,12 +45,12 @@ from zmpsl.messages import (
     Trouble,
     Welcome,
 )  # fmt: skip
-from zmpsl.plan import AGGREGATOR, Block, Footprint, Plan, check_cuts, fingerprint, node_name, owner_name
+from zmpsl.plan import AGGREGATOR, Block, Plan, check_cuts, fingerprint, node_name, owner_name
 from zmpsl.roles.actions import Action, Tell
 from zmpsl.roles.admission import Places
 from zmpsl.roles.manager_state import Phase
 from zmpsl.roles.recovering import Recovering
-from zmpsl.roles.roster import Seat, listed
+from zmpsl.roles.roster import Seat, check_said, listed
 
 __all__ = ["Manager"]
 
@@ -133,11 +135,16 @@ class Manager(Recovering):
             raise RemoteProtocolError(f"{type(message).__name__} from somebody who has not joined")
         if self.phase is Phase.OVER:
             return
+        if isinstance(message, Probe):
+            return  # answered by the driver
+        check_said(seat, message)
         match message:
+            case Accuse():
+                yield from self.expel(message.place, f"was sent away, as {seat.place} says: {message.text}")
             case Trouble():
                 yield from self.finish(message.exit_code, message.text)
             case Described():
-                yield from self._described(message.blocks, message.footprints)
+                yield from self._described(message)
             case Ready():
                 yield from self._ready(seat, message)
             case Paused():
@@ -233,10 +240,10 @@ class Manager(Recovering):
         asked = next(seat for seat in self.roster if seat.place == owner_name(0))
         yield Tell(asked.identity, Describe(job=self.job))
 
-    def _described(self, blocks: tuple[Block, ...], footprints: tuple[Footprint, ...]) -> Iterator[Action]:
+    def _described(self, message: Described) -> Iterator[Action]:
         if self.job is None or self.phase is not Phase.DESCRIBING:
             return
-        self._footprints = footprints
+        self._described_as, blocks = message, message.blocks
         self._run = self._run or f"{self.job.name}-{time.strftime('%Y%m%d-%H%M%S')}"
         # Above every plan of which something may still be under way, when this manager follows one that was lost.
         version = 1 + max(self.record.plan if self.record else 0, *(seat.join.plan for seat in self.roster))
@@ -247,13 +254,14 @@ class Manager(Recovering):
             raise LocalProtocolError("a plan needs a job")
         start, digests = self._resume_point(blocks)
         joins = {seat.place: seat.join for seat in self.roster}
-        places = Places(self.job, blocks, bounds, self._footprints, joins)
+        places = Places(self.job, blocks, bounds, self._described_as.footprints, joins)
         self._training, self._evaluating = places.training, places.evaluating
         self.plan = Plan(
             version=version,
             run=self._run,
             job=self.job,
             blocks=blocks,
+            outputs=self._described_as.outputs,
             bounds=bounds,
             aggregator=self.roster.peer(AGGREGATOR),
             nodes=tuple(self.roster.peer(node_name(hop)) for hop in range(self.job.nodes)),
@@ -261,7 +269,7 @@ class Manager(Recovering):
             start_round=start,
             digests=digests,
             stored=self.record.bounds if start and self.record is not None and self.record.bounds != bounds else (),
-            footprints=self._footprints,
+            footprints=self._described_as.footprints,
             rooms=places.rooms,
             in_flight=places.training.limit,
             recompute=tuple(memory.recompute for memory in places.parts),

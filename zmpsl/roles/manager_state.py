@@ -9,8 +9,8 @@ from pathlib import Path
 
 from zmpsl.checkpoint import Record
 from zmpsl.job.schema import Job
-from zmpsl.messages import Finish, FromManager
-from zmpsl.plan import Block, Footprint, Plan
+from zmpsl.messages import Described, Finish, FromManager
+from zmpsl.plan import Block, Plan
 from zmpsl.roles.actions import Action, Stop, Tell
 from zmpsl.roles.admission import Admission
 from zmpsl.roles.recovery import Recovery
@@ -62,7 +62,7 @@ class ManagerState(ABC):
         self._since: float | None = None
         self._pinged_at = 0.0
         self._digests: dict[str, str] = {}
-        self._footprints: tuple[Footprint, ...] = ()
+        self._described_as = Described(blocks=())
         self._training, self._evaluating = Admission(), Admission()
         if self.folder is not None:
             self.board.log_to(self.folder)

@@ -32,15 +32,19 @@ from zmpsl.messages import (
     Trouble,
     Welcome,
 )
-from zmpsl.plan import AGGREGATOR, Plan
+from zmpsl.plan import AGGREGATOR, Activation, Plan
 from zmpsl.pool.budget import Limits
 from zmpsl.roles.actions import Action, Disconnect, Say, Stop
 from zmpsl.roles.meter import Meter
 from zmpsl.transport.task import Op, Task
 
-__all__ = ["Member"]
+__all__ = ["NOT_FINITE", "Member"]
 
 PROGRESS_EVERY_S = 0.5
+NOT_FINITE = (
+    "the weights that owner {owner} has trained are not finite ({name}); they are left out of the average. Either its "
+    "training has diverged (try a lower optimizer.lr.initial), or it sends what it should not"
+)
 
 
 class Member:
@@ -140,6 +144,21 @@ class Member:
         if task.op is not Op.EVALUATE and task.op is not Op.GLOBAL and task.round != self.round:
             raise RemoteProtocolError(f"{task}: {self.place} is in round {self.round}")
 
+    def inspect(self, task: Task) -> None:
+        """Checks the tensor of an admitted task, now that it is whole.
+
+        Raises:
+            RemoteProtocolError: It has not the form that the model gives it, so it is none of our chain.
+        """
+        if task.op not in (Op.FORWARD, Op.BACKWARD, Op.EVALUATE):
+            return
+        form = self.expected(task.op)
+        tensor = task.tensor
+        if tensor is None or not tensor.ndim or not len(tensor):
+            raise RemoteProtocolError(f"{task}: no samples")
+        if form is not None and (tensor.dtype.name, tensor.shape[1:]) != (form.dtype, form.shape):
+            raise RemoteProtocolError(f"{task}: {self.place} expects {form.dtype}{list(form.shape)} per sample")
+
     def tick(self, now: float) -> Iterator[Action]:
         """Called now and then with the time in seconds; says how far we are."""
         if self.plan is not None and now - self._told_at >= PROGRESS_EVERY_S:
@@ -160,6 +179,10 @@ class Member:
     def accepts(self, op: Op) -> int | None:
         """Gives the place code a task of this kind must come from, None where we take none."""
         raise NotImplementedError
+
+    def expected(self, op: Op) -> Activation | None:
+        """Gives the form of a sample in a task of this kind, None where it is not known."""
+        return None
 
     def build(self, plan: Plan) -> Iterator[Action]:
         """Builds what the plan asks of us and says ready."""

@@ -19,14 +19,14 @@ import torch
 
 from zmpsl.data import OwnerData, Split, load, owner_data
 from zmpsl.engine.batches import Batch, Evaluation, Tally, count_batches, training_batches
-from zmpsl.engine.build import check_model, summarise
+from zmpsl.engine.build import check_model, summarise, trace
 from zmpsl.engine.compute import to_array, to_tensor
 from zmpsl.engine.footprint import model_footprints
 from zmpsl.engine.owner import OwnerEngine
 from zmpsl.errors import DataError, RemoteProtocolError
 from zmpsl.job.schema import Data, Job
 from zmpsl.messages import Describe, Described, Evaluated, Progress, Ready, Trained
-from zmpsl.plan import AGGREGATOR, Footprint, Plan, node_name
+from zmpsl.plan import AGGREGATOR, Activation, Plan, node_name
 from zmpsl.roles.actions import Action, Connect, Say, Send
 from zmpsl.roles.member import Member
 from zmpsl.state import digest
@@ -50,11 +50,11 @@ class DataOwner(Member):
     def __init__(self, runs: Path | None = None, place: str = "", data_dir: Path | None = None) -> None:
         super().__init__(runs, place)
         self.data_dir = data_dir
+        self._split: tuple[tuple[Data, int], Split] | None = None  # read for the description, until the plan is here
         self._batch: Batch | None = None
         self._batches: Iterator[Batch] = iter(())
         self._evaluation: Evaluation | None = None
         self._data_of: Job | None = None
-        self._split: Split | None = None  # read for the description, until the plan is here
         self._global = -1  # round whose average the base holds
         self._wanted: list[tuple[str, int]] = []  # rounds to begin or evaluate once their base is here
 
@@ -65,8 +65,36 @@ class DataOwner(Member):
         return {Op.BACKWARD: 1, Op.GLOBAL: 0}.get(op)
 
     def describe(self, message: Describe) -> Iterator[Action]:
-        """Gives the block list of the job's model, and what a micro-batch of our data takes in each."""
-        yield Say(Described(blocks=summarise(message.job.model), footprints=self._footprints(message.job)))
+        """Gives the block list of the job's model, what each block puts out, and what a micro-batch takes."""
+        job = message.job
+        train = self._read(job).train
+        sample = torch.from_numpy(train.batch(np.arange(2) % len(train))[0])
+        size = -(-job.train.batch_size // job.train.micro_batches)
+        yield Say(
+            Described(
+                blocks=summarise(job.model),
+                outputs=trace(job.model, sample),
+                footprints=model_footprints(job.model, (size, *sample.shape[1:]), sample.dtype),
+            )
+        )
+
+    def expected(self, op: Op) -> Activation | None:
+        """Activations enter the last part, gradients are of what the first part puts out."""
+        plan = self._plan()
+        return plan.entering(1) if op is Op.BACKWARD else plan.entering(plan.parts - 1)
+
+    def inspect(self, task: Task) -> None:
+        """As every member; and there must be that many samples in the batch it is of."""
+        super().inspect(task)
+        if task.op is Op.EVALUATE:
+            targets = self._evaluation.targets.get(task.batch) if self._evaluation is not None else None
+        elif task.op in (Op.FORWARD, Op.BACKWARD):
+            targets = self._current(task).targets[task.micro]
+        else:
+            return
+        samples = 0 if targets is None else len(targets)
+        if task.tensor is None or len(task.tensor) != samples:
+            raise RemoteProtocolError(f"{task}: owner {self.index} has {samples} samples in that batch")
 
     def build(self, plan: Plan) -> Iterator[Action]:
         """Loads the data, builds both parts, opens links to the chain's ends and the aggregator."""
@@ -300,25 +328,21 @@ class DataOwner(Member):
             raise RemoteProtocolError(f"{self.place} has no plan yet")
         return self.plan
 
-    def _data(self, job: Job) -> Data:
-        return job.data if self.data_dir is None else msgspec.structs.replace(job.data, dir=str(self.data_dir))
-
-    def _footprints(self, job: Job) -> tuple[Footprint, ...]:
-        """Reckons with the shape of our samples; what is wrong with them is told when the plan is here."""
-        try:
-            self._split = load(self._data(job), job.seed)
-            sample, _ = self._split.train.batch(np.arange(1))
-        except (DataError, IndexError):
-            return ()
-        size = -(-job.train.batch_size // job.train.micro_batches)
-        return model_footprints(job.model, (size, *sample.shape[1:]), torch.from_numpy(sample).dtype)
+    def _read(self, job: Job) -> Split:
+        """Reads the whole data set, once for the block list and the plan that follows."""
+        if self._split is None or self._split[0] != (job.data, job.seed):
+            data = job.data if self.data_dir is None else msgspec.structs.replace(job.data, dir=str(self.data_dir))
+            try:
+                self._split = (job.data, job.seed), load(data, job.seed)
+            except DataError as error:
+                raise DataError(f"{self.place}: {error}") from error
+        return self._split[1]
 
     def _load_data(self, plan: Plan) -> OwnerData:
         job = plan.job
-        data = self._data(job)
+        split, self._split = self._read(job), None
         try:
-            split, self._split = self._split or load(data, job.seed), None
-            mine = owner_data(split, data, job.evaluate, len(plan.owners), self.index, job.seed)
+            mine = owner_data(split, job.data, job.evaluate, len(plan.owners), self.index, job.seed)
         except DataError as error:
             raise DataError(f"{self.place}: {error}") from error
         if len(mine.train) < job.train.batch_size:

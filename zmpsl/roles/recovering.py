@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 from msgspec.structs import replace
 
-from zmpsl.errors import PeerLostError
+from zmpsl.errors import JoinError, PeerLostError
 from zmpsl.job.schema import Job
 from zmpsl.messages import Join, Pause, Ping, Refused, Welcome
 from zmpsl.plan import check_cuts, node_name
@@ -40,6 +40,13 @@ class Recovering(ManagerState):
             yield Tell(seat.identity, Pause(plan=max(seat.join.plan, self.plan.version if self.plan else 0)))
         else:
             seat.paused = NEW
+
+    def expel(self, place: str, why: str) -> Iterator[Action]:
+        """Sends a member away and goes on as if it were lost."""
+        seat = self.roster.at(place)
+        if seat is not None and self.phase is not Phase.OVER:
+            yield Tell(seat.identity, Refused(exit_code=JoinError.exit_code, text=f"{place} {why}"))
+            yield from self._gone(seat, why)
 
     def _make_room(self, place: str) -> Iterator[Action]:
         """Somebody asks for a place: is whoever had it still there?"""

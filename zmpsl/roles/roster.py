@@ -6,12 +6,12 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from zmpsl import __version__
-from zmpsl.errors import JoinError
+from zmpsl.errors import JoinError, RemoteProtocolError
 from zmpsl.job.schema import Job
-from zmpsl.messages import PROTOCOL, Join
+from zmpsl.messages import PROTOCOL, Accuse, Described, Evaluated, Join, Prepared, ToManager, Trained
 from zmpsl.plan import AGGREGATOR, Peer, node_name, owner_name
 
-__all__ = ["NEW", "Roster", "Seat", "listed", "places_of"]
+__all__ = ["NEW", "Roster", "Seat", "check_said", "listed", "places_of"]
 
 # A role that has just begun has no work to drop.
 NEW = 1 << 62
@@ -32,6 +32,24 @@ def places_of(role: str, owners: int, nodes: int) -> list[str]:
     if role == AGGREGATOR:
         return [AGGREGATOR]
     raise JoinError(f"{role!r} is no role; known are {', '.join(ROLES)}")
+
+
+def check_said(seat: Seat, message: ToManager) -> None:
+    """Checks that a member of this role says such a thing, and of itself.
+
+    Raises:
+        RemoteProtocolError: It does not.
+    """
+    role, place = seat.join.role, seat.place
+    right = {
+        Described: place == owner_name(0),
+        Trained: role == "owner",
+        Evaluated: role == "owner",
+        Prepared: role != "owner" and isinstance(message, Prepared) and set(message.digests) == {place},
+        Accuse: role != "owner",
+    }.get(type(message), True)
+    if not right:
+        raise RemoteProtocolError(f"{place} says {type(message).__name__}, which is not its to say")
 
 
 def listed(places: Iterable[str]) -> str:
@@ -146,6 +164,6 @@ class Roster:
         return next((seat for seat in self if seat.place == place), None)
 
     def peer(self, place: str) -> Peer:
-        """Gives the address of the member at a place; an empty one when it is free."""
+        """Gives address and key of the member at a place; empty ones when it is free."""
         seat = self.at(place)
-        return Peer(place, seat.join.endpoint if seat is not None else "")
+        return Peer(place, seat.join.endpoint, seat.join.public) if seat is not None else Peer(place, "")

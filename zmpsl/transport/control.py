@@ -14,8 +14,10 @@ import zmq
 from zmq.utils.monitor import recv_monitor_message
 
 from zmpsl.errors import RemoteProtocolError
+from zmpsl.keys import LOOPBACK, Security
 from zmpsl.messages import FromManager, Message, ToManager, decode_from_manager, decode_to_manager, encode
-from zmpsl.transport.link import advertised, bind, configure
+from zmpsl.transport.curve import CONTROL, FAILED, protect_client, protect_server, why_failed
+from zmpsl.transport.link import advertised, bind, configure, monitor
 
 __all__ = ["ControlClient", "ControlServer"]
 
@@ -31,13 +33,26 @@ class ControlServer:
         context: The manager's own zmq context.
         address: Where to bind.
         advertise: Host to tell instead of the bound one.
+        security: Our key, where links are protected; then a gate must be there.
+
+    Attributes:
+        who: Who sent the last message, used or not.
+        user: Its public key, empty without protection.
     """
 
-    def __init__(self, context: zmq.Context[zmq.Socket[bytes]], address: str, advertise: str | None = None) -> None:
+    def __init__(
+        self, context: zmq.Context[zmq.Socket[bytes]], address: str, advertise: str | None = None,
+        security: Security = LOOPBACK,
+    ) -> None:  # fmt: skip
+        self.who = b""
+        self.user = ""
+        self._protected = security.key is not None
         self.socket = context.socket(zmq.ROUTER)
         configure(self.socket, MAX_CONTROL_MESSAGE, (1000, 1000), HEARTBEAT_TIMEOUT_S)
         self.socket.setsockopt(zmq.ROUTER_MANDATORY, 1)
+        protect_server(self.socket, security, CONTROL)
         bind(self.socket, address)
+        self.monitor = monitor(self.socket, FAILED)
         self.endpoint = advertised(self.socket, advertise)
         self.rejected = 0
 
@@ -48,16 +63,27 @@ class ControlServer:
             RemoteProtocolError: It is no control message; gone and counted.
         """
         try:
-            frames = self.socket.recv_multipart(zmq.DONTWAIT)
+            parts = self.socket.recv_multipart(zmq.DONTWAIT, copy=False)
         except zmq.Again:
             return None
         try:
+            frames = [part.bytes for part in parts]
+            self.who = frames[0]
             if len(frames) != 2:
                 raise RemoteProtocolError(f"a control message has 2 frames, this one {len(frames)}")
+            self.user = str(parts[1].get("User-Id")) if self._protected else ""
             return frames[0], decode_to_manager(frames[1])
         except RemoteProtocolError:
             self.rejected += 1
             raise
+
+    def failures(self) -> list[str]:
+        """Why handshakes failed since the last call; whose, libzmq does not tell."""
+        found = []
+        while self.monitor.poll(0):
+            event = recv_monitor_message(self.monitor)
+            found.append(why_failed(event["event"], event["value"]))
+        return found
 
     def send(self, to: bytes, message: Message) -> bool:
         """Sends to one member; False when there is no open connection to it."""
@@ -71,6 +97,8 @@ class ControlServer:
 
     def close(self, linger_s: float = 0.0) -> None:
         """Closes the socket after at most `linger_s` seconds for what it still holds."""
+        self.socket.disable_monitor()
+        self.monitor.close(linger=0)
         self.socket.close(linger=int(linger_s * 1000))
 
 
@@ -80,14 +108,23 @@ class ControlClient:
     Args:
         context: The member's own zmq context.
         endpoint: The manager's address.
+        security: Our key and the manager's, where links are protected.
+
+    Attributes:
+        failure: Why the last handshake failed, empty when it did not.
+        refused: The manager refused our key.
+        hopeless: libzmq will not try again on this socket: we were refused, or the other side speaks otherwise.
     """
 
-    def __init__(self, context: zmq.Context[zmq.Socket[bytes]], endpoint: str) -> None:
+    def __init__(self, context: zmq.Context[zmq.Socket[bytes]], endpoint: str, security: Security = LOOPBACK) -> None:
+        self.failure = ""
+        self.refused = self.hopeless = False
         self.endpoint = endpoint
         self.socket = context.socket(zmq.DEALER)
         configure(self.socket, MAX_CONTROL_MESSAGE, (1000, 1000), HEARTBEAT_TIMEOUT_S)
         self.socket.setsockopt(zmq.IDENTITY, uuid4().bytes)
-        self.monitor = self.socket.get_monitor_socket(zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED)
+        protect_client(self.socket, security, security.manager)
+        self.monitor = monitor(self.socket, FAILED | zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED)
         self.socket.connect(endpoint)
         self.connected = False
         self.rejected = 0
@@ -122,8 +159,15 @@ class ControlClient:
         """Reads the monitor; True when a connection was made since the last call. `connected` tells how it stands."""
         made = False
         while self.monitor.poll(0):
-            self.connected = recv_monitor_message(self.monitor)["event"] == zmq.EVENT_HANDSHAKE_SUCCEEDED
+            event = recv_monitor_message(self.monitor)
+            self.connected = event["event"] == zmq.EVENT_HANDSHAKE_SUCCEEDED
             made |= self.connected
+            if self.connected:
+                self.failure = ""
+            elif event["event"] & FAILED:
+                self.failure = why_failed(event["event"], event["value"])
+                self.refused |= event["event"] == zmq.EVENT_HANDSHAKE_FAILED_AUTH
+                self.hopeless |= event["event"] != zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL
         return made
 
     def close(self, linger_s: float = 0.0) -> None:

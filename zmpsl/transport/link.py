@@ -15,13 +15,15 @@ from zmq.utils.monitor import recv_monitor_message
 
 from zmpsl.codecs import NONE, by_number
 from zmpsl.errors import NetworkError, RemoteProtocolError
+from zmpsl.keys import LOOPBACK, Security
 from zmpsl.transport.assembly import Assembly
 from zmpsl.transport.buffers import BufferPool
+from zmpsl.transport.curve import DATA, FAILED, protect_client, protect_server, why_failed
 from zmpsl.transport.outbox import Outbox
 from zmpsl.transport.task import Task
 from zmpsl.transport.wire import HEADER_BYTES, INLINE, MAX_MESSAGE, Header, Message, parse, split
 
-__all__ = ["Inbox", "Link", "configure"]
+__all__ = ["Inbox", "Link", "configure", "monitor"]
 
 # Messages libzmq may hold per connection; each is at most 1 MiB. With fewer, small tensors stop and start all the time;
 # with more, large ones no longer fit the processor's caches.
@@ -87,6 +89,21 @@ def bind(socket: zmq.Socket[bytes], address: str) -> None:
         raise NetworkError(f"cannot bind {address}: {error.strerror}; {hint}") from error
 
 
+def monitor(socket: zmq.Socket[bytes], events: int) -> zmq.Socket[bytes]:
+    """Opens the socket on which libzmq reports events of another one.
+
+    pyzmq's own get_monitor_socket has room for 2,000 reports; with more, libzmq's thread waits until they are read, and
+    with it every socket of the context. A stranger who connects and hangs up makes that many in a second.
+    """
+    address = f"inproc://monitor-{id(socket)}"
+    socket.monitor(address, events)
+    reports: zmq.Socket[bytes] = socket.context.socket(zmq.PAIR)
+    reports.setsockopt(zmq.LINGER, 0)
+    reports.setsockopt(zmq.RCVHWM, 0)
+    reports.connect(address)
+    return reports
+
+
 class Inbox:
     """The PULL socket of a role: messages in, whole tasks out.
 
@@ -95,13 +112,23 @@ class Inbox:
         address: Where to bind, such as `tcp://127.0.0.1:*`.
         max_tensor_bytes: Tensors that claim more are refused.
         advertise: Host to tell to peers instead of the bound one.
+        security: Our key, where links are protected; then a gate must be there.
+
+    Attributes:
+        user: Public key of who sent the last message, empty without protection. A key gets only so far as `vouch`
+            lets it, which raises RemoteProtocolError when this key does not speak for the task's sender.
     """
 
     def __init__(
-        self, context: zmq.Context[zmq.Socket[bytes]], address: str, max_tensor_bytes: int, advertise: str | None = None
-    ) -> None:
+        self, context: zmq.Context[zmq.Socket[bytes]], address: str, max_tensor_bytes: int,
+        advertise: str | None = None, security: Security = LOOPBACK,
+    ) -> None:  # fmt: skip
         self.socket = context.socket(zmq.PULL)
         configure(self.socket, MAX_MESSAGE, HIGH_WATER_MARKS, HEARTBEAT_TIMEOUT_S)
+        protect_server(self.socket, security, DATA)
+        self._protected = security.key is not None
+        self.user = ""
+        self.vouch: Callable[[Task, str], None] = lambda _task, _user: None
         bind(self.socket, address)
         self.endpoint = advertised(self.socket, advertise)
         self.pool = BufferPool()
@@ -130,6 +157,8 @@ class Inbox:
             if self._rest:
                 return self._next()
             frame = self.socket.recv(DONTWAIT, copy=False)
+            if self._protected:
+                self.user = str(frame.get("User-Id"))
             try:
                 return self._first(frame.buffer, frame.more)
             finally:
@@ -159,6 +188,7 @@ class Inbox:
         return self._take(header, chunk)
 
     def _take(self, header: Header, chunk: memoryview | None) -> tuple[Header, Task | None]:
+        self.vouch(header.task, self.user)
         if header.dtype is None:
             return header, header.task
         self.admit(header.task)
@@ -208,15 +238,26 @@ class Link:
         name: Place name of the peer.
         endpoint: Address of its PULL.
         outbox: Queue and credits.
+        security: Our key, where links are protected.
+        public: The peer's public key, then.
+
+    Attributes:
+        failure: Why the last handshake failed, empty when it did not.
     """
 
-    def __init__(self, context: zmq.Context[zmq.Socket[bytes]], name: str, endpoint: str, outbox: Outbox) -> None:
+    def __init__(
+        self, context: zmq.Context[zmq.Socket[bytes]], name: str, endpoint: str, outbox: Outbox,
+        security: Security = LOOPBACK, public: str = "",
+    ) -> None:  # fmt: skip
         self.name = name
+        self.failure = ""
+        self._up = False
         self.outbox = outbox
         self.sent_bytes = 0
         self.socket = context.socket(zmq.PUSH)
         configure(self.socket, MAX_MESSAGE, HIGH_WATER_MARKS, HEARTBEAT_TIMEOUT_S)
-        self.monitor = self.socket.get_monitor_socket(zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED)
+        protect_client(self.socket, security, public)
+        self.monitor = monitor(self.socket, FAILED | zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED)
         self.socket.connect(endpoint)
         self._unsent: Message | None = None
 
@@ -277,10 +318,17 @@ class Link:
         return True
 
     def broken(self) -> bool:
-        """Tells whether the connection was lost since the last call."""
+        """Tells whether the connection was lost since the last call; a handshake that failed is none (`failure`)."""
         lost = False
         while self.monitor.poll(0):
-            lost |= recv_monitor_message(self.monitor)["event"] == zmq.EVENT_DISCONNECTED
+            event = recv_monitor_message(self.monitor)
+            if event["event"] == zmq.EVENT_HANDSHAKE_SUCCEEDED:
+                self._up, self.failure = True, ""
+            elif event["event"] & FAILED:
+                self.failure = why_failed(event["event"], event["value"])
+            else:
+                lost |= self._up
+                self._up = False
         return lost
 
     def close(self, linger_s: float = 0.0) -> None:

@@ -1,0 +1,195 @@
+"""Who only reaches a port: with bytes that are no message, however many and however large, memory stays bounded."""
+
+from __future__ import annotations
+
+import contextlib
+import random
+import socket
+import struct
+from collections.abc import Iterator
+
+import numpy as np
+import psutil
+import pytest
+import zmq
+from helpers import wait_for
+
+from zmpsl.codecs import NONE
+from zmpsl.keys import LOOPBACK, Security
+from zmpsl.messages import Leave
+from zmpsl.transport.control import ControlClient, ControlServer
+from zmpsl.transport.curve import DATA, Gate, new_pair
+from zmpsl.transport.link import Inbox, Link
+from zmpsl.transport.outbox import Outbox
+from zmpsl.transport.task import Op, Task
+from zmpsl.transport.wire import OWNER_SENDER
+
+LIMIT_BYTES = 32 << 20
+OURS = Security(key=new_pair("node", "compute"), manager="0" * 64)
+PEER = Security(key=new_pair("owner", "owner"), manager="0" * 64)
+
+
+def greeting(mechanism: bytes) -> bytes:
+    """The first 64 bytes of ZMTP 3.0."""
+    return b"\xff" + bytes(8) + b"\x7f\x03\x00" + mechanism.ljust(20, b"\0") + bytes(32)
+
+
+READY = b"\x04\x1a\x05READY\x0bSocket-Type\x00\x00\x00\x04PUSH"
+
+
+def long_frame(flags: int, size: int) -> bytes:
+    """The header of a frame that claims `size` bytes; 2: long, 4: command, 1: more frames follow."""
+    return bytes([2 | flags]) + struct.pack(">Q", size)
+
+
+class Port:
+    """An inbox at a port, and what can be done to it."""
+
+    def __init__(self, security: Security, stack: contextlib.ExitStack) -> None:
+        self.security = security
+        self.context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+        self.gate = Gate(self.context) if security.key is not None else None
+        if self.gate is not None and PEER.key is not None:
+            self.gate.allow(DATA, frozenset({PEER.key.public}), final=False)
+        self.inbox = Inbox(self.context, "tcp://127.0.0.1:*", 1 << 20, security=security)
+        self._stack = stack
+        self._before = psutil.Process().memory_info().rss
+
+    def connect(self) -> socket.socket:
+        """A bare connection."""
+        host, port = self.inbox.endpoint.removeprefix("tcp://").split(":")
+        peer = self._stack.enter_context(socket.create_connection((host, int(port))))
+        peer.settimeout(10)
+        return peer
+
+    def push(self, data: bytes, times: int = 1) -> bool:
+        """Sends on a connection of its own until all is sent or it is hung up on; tells which."""
+        peer = self.connect()
+        try:
+            for _ in range(times):
+                peer.sendall(data)
+        except OSError:
+            return False
+        return True
+
+    @property
+    def grown(self) -> int:
+        """Bytes that this process has grown since the port was opened."""
+        return psutil.Process().memory_info().rss - self._before
+
+    def serves(self) -> None:
+        """An honest peer is heard."""
+        server = self.security.key.public if self.security.key is not None else ""
+        peer = PEER if server else LOOPBACK
+        link = Link(
+            self.context, "node-0", self.inbox.endpoint, Outbox(OWNER_SENDER, lambda _: NONE, 1 << 20), peer, server
+        )
+        got: list[Task] = []
+
+        def heard() -> bool:
+            link.flush()
+            with contextlib.suppress(Exception):
+                while (received := self.inbox.receive()) is not None:
+                    got.extend(task for task in received[1:] if task is not None)
+            return any(task.op is Op.PART for task in got)
+
+        link.send(Task(Op.PART, 1, 0, 0, tensor=np.ones(1000, np.float32)))
+        try:
+            wait_for(heard, 20)
+        finally:
+            link.close()
+
+    def close(self) -> None:
+        """Ends it."""
+        self.inbox.close()
+        self.context.term()
+        if self.gate is not None:
+            self.gate.join()
+
+
+@pytest.fixture(params=[LOOPBACK, OURS], ids=["plain", "keys"])
+def port(request: pytest.FixtureRequest) -> Iterator[Port]:
+    """A port without and with keys."""
+    with contextlib.ExitStack() as stack:
+        opened = Port(request.param, stack)
+        try:
+            yield opened
+        finally:
+            opened.close()
+
+
+def mechanism(port: Port) -> bytes:
+    """What the port speaks."""
+    return b"NULL" if port.gate is None else b"CURVE"
+
+
+@pytest.mark.parametrize("size", [10 << 30, 1 << 40, (1 << 63) - 1, (1 << 64) - 1], ids=["10G", "1T", "2**63", "2**64"])
+@pytest.mark.parametrize("flags", [0, 4], ids=["message", "command"])
+def test_claims_of_huge_frames(port: Port, size: int, flags: int):
+    """Hung up on before there is memory for them, whether the handshake is over or not."""
+    start = greeting(mechanism(port)) + (READY if port.gate is None and not flags else b"")
+    assert not port.push(start + long_frame(flags, size) + bytes(1 << 20), 64)
+    assert port.grown < LIMIT_BYTES
+    assert port.inbox.receive() is None
+    port.serves()
+
+
+def test_idle_connections(port: Port):
+    """Silent ones, those that stop in the greeting, and those that stop in the handshake."""
+    beginnings = [b"", greeting(mechanism(port))[:11], greeting(mechanism(port)), greeting(mechanism(port)) + b"\x04"]
+    for number in range(400):
+        port.connect().sendall(beginnings[number % len(beginnings)])
+    port.serves()
+    assert port.grown < LIMIT_BYTES
+
+
+def test_handshakes_that_hold_a_frame_each(port: Port):
+    """An unfinished handshake may hold no more than a frame, and is ended."""
+    half = greeting(mechanism(port)) + long_frame(4, 1 << 20) + bytes(1 << 19)
+    for _ in range(20):
+        port.push(half)
+    port.serves()
+    assert port.grown < LIMIT_BYTES
+
+
+def test_endless_message_of_a_stranger_with_keys():
+    """Without a key nobody gets so far that a message could be endless."""
+    with contextlib.ExitStack() as stack:
+        port = Port(OURS, stack)
+        try:
+            for kind in (b"NULL", b"CURVE"):
+                frames = greeting(kind) + READY + (b"\x01\x01x" * 100_000)
+                assert not port.push(frames, 100)
+            assert port.inbox.receive() is None
+            assert port.grown < LIMIT_BYTES
+            port.serves()
+        finally:
+            port.close()
+
+
+def test_random_bytes(port: Port):
+    """With keys nothing of it comes out of the socket; without, the header's check throws it away."""
+    noise = random.Random(11)
+    for _ in range(100):
+        port.push(noise.randbytes(2000))
+        port.push(b"\x01\x00" + b"\x05noise" * 300)  # ZMTP 1.0, which has no handshake
+    port.serves()
+    assert (port.inbox.rejected == 0) == (port.gate is not None)
+    assert port.grown < LIMIT_BYTES
+
+
+def test_more_failed_handshakes_than_a_monitor_holds():
+    """pyzmq's own monitors hold 2,000 reports; then libzmq's thread stood still, and so did every socket with it."""
+    context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+    server = ControlServer(context, "tcp://127.0.0.1:*")
+    host, port = server.endpoint.removeprefix("tcp://").split(":")
+    for _ in range(2200):
+        with socket.create_connection((host, int(port)), timeout=10) as peer:
+            peer.sendall(b"GET / HTTP/1.1\r\n\r\n".ljust(80))
+    client = ControlClient(context, server.endpoint)
+    client.send(Leave())
+    wait_for(lambda: server.receive() is not None, 20)
+    assert len(server.failures()) > 2000
+    client.close()
+    server.close()
+    context.term()
