@@ -23,7 +23,7 @@ from zmpsl.randomness import key
 from zmpsl.state import Flat, Layout, layout_of, optimizer_entries
 from zmpsl.transport.buffers import ALIGNMENT
 
-__all__ = ["Part", "Replica", "aligned", "learning_rate"]
+__all__ = ["Part", "Replica", "aligned", "learning_rate", "make_optimizer"]
 
 Key = tuple[int, int, int, int]  # round, local epoch, batch, micro-batch
 
@@ -114,7 +114,7 @@ class Replica:
             for name, p in block.named_parameters()
             if p.requires_grad
         ]
-        self._optimizer = _optimizer(base.job.optimizer, [p for _, p in self._parameters])
+        self._optimizer = make_optimizer(base.job.optimizer, [p for _, p in self._parameters])
         self._saved: dict[Key, tuple[Tensor, Tensor]] = {}
 
     def reset(self, round_: int) -> None:
@@ -197,7 +197,8 @@ class Replica:
             self._optimizer.zero_grad(set_to_none=True)
 
 
-def _optimizer(settings: Optimizer, parameters: Sequence[nn.Parameter]) -> torch.optim.Optimizer | None:
+def make_optimizer(settings: Optimizer, parameters: Sequence[nn.Parameter]) -> torch.optim.Optimizer | None:
+    """Gives the job's optimiser for some parameters; None where there are none."""
     if not parameters:
         return None
     if settings.name == "adam":
