@@ -8,6 +8,8 @@ A member joins, is welcomed to a place, gets the plan, builds its part, says rea
     Submit (a job)  ------------>
                     <------------   Describe            (to one data owner)
     Described       ------------>
+                    <------------   Measure             (to one owner, then to nodes; where cuts are solved)
+    Profiled        ------------>
                     <------------   Publish             (the plan, to everybody)
     Ready           ------------>
                     <------------   Begin (round g)
@@ -30,6 +32,7 @@ from msgspec import Meta, Struct
 from zmpsl.errors import RemoteProtocolError
 from zmpsl.job.schema import Job
 from zmpsl.plan import Block, Plan
+from zmpsl.profiles import Profile
 
 __all__ = [
     "Begin",
@@ -42,8 +45,10 @@ __all__ = [
     "FromManager",
     "Join",
     "Leave",
+    "Measure",
     "Ping",
     "Prepared",
+    "Profiled",
     "Progress",
     "Publish",
     "Ready",
@@ -104,6 +109,13 @@ class Described(Message, frozen=True, kw_only=True, tag=True):
     """The block list of the job's model, as the asked data owner built it."""
 
     blocks: tuple[Block, ...]
+
+
+class Profiled(Message, frozen=True, kw_only=True, tag=True):
+    """What the asked member has measured of the blocks it could hold; None and why where it could not."""
+
+    profile: Profile | None
+    text: Text = ""
 
 
 class Ready(Message, frozen=True, kw_only=True, tag=True):
@@ -183,6 +195,17 @@ class Describe(Message, frozen=True, kw_only=True, tag=True):
     job: Job
 
 
+class Measure(Message, frozen=True, kw_only=True, tag=True):
+    """Asks a member to profile the blocks it could hold: an owner those at the ends, a node those in the middle.
+
+    `input_shape` and `input_dtype` tell a node, which has no data, what one sample looks like.
+    """
+
+    job: Job
+    input_shape: Annotated[tuple[int, ...], Meta(max_length=16)] = ()
+    input_dtype: Name = "float32"
+
+
 class Publish(Message, frozen=True, kw_only=True, tag=True):
     """The current plan; sent to everybody when it is made, and to whoever comes late."""
 
@@ -219,8 +242,8 @@ class Ping(Message, frozen=True, kw_only=True, tag=True):
     """Says nothing; sending it shows whether the way is open."""
 
 
-ToManager = Join | Submit | Described | Ready | Progress | Trained | Prepared | Evaluated | Trouble | Leave
-FromManager = Refused | Welcome | Describe | Publish | Begin | Committed | Evaluate | Finish | Ping
+ToManager = Join | Submit | Described | Profiled | Ready | Progress | Trained | Prepared | Evaluated | Trouble | Leave
+FromManager = Refused | Welcome | Describe | Measure | Publish | Begin | Committed | Evaluate | Finish | Ping
 
 _ENCODER = msgspec.msgpack.Encoder()
 _TO_MANAGER = msgspec.msgpack.Decoder(ToManager)

@@ -73,6 +73,7 @@ class Profile(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
         input_dtype: NumPy name of the input's dtype.
         task_s: Fixed seconds of one forward or backward task, whatever blocks it runs through.
         step_s: Fixed seconds of one optimiser step, whatever parameters it has.
+        slow_down: By how much the device's speed is imitated to be lower; all seconds are to be multiplied by it.
         blocks: By number in the model.
     """
 
@@ -91,6 +92,7 @@ class Profile(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     input_dtype: str
     task_s: float
     step_s: float
+    slow_down: float = 1.0
     blocks: dict[int, BlockProfile]
 
     @property
@@ -120,6 +122,8 @@ def check_profile(profile: Profile, where: str) -> None:
         if getattr(profile, field) < 1:
             raise JobError(f"{where}: {field} is {getattr(profile, field)}; it must be at least 1: {again}")
     numbers = [("task_s", profile.task_s, -1), ("step_s", profile.step_s, -1)]
+    if not (math.isfinite(profile.slow_down) and profile.slow_down > 0):
+        raise JobError(f"{where}: slow_down is {profile.slow_down}; it must be a finite number above 0")
     for index, block in profile.blocks.items():
         if not 0 <= index < profile.model_blocks:
             raise JobError(f"{where}: block {index} is not one of the model's {profile.model_blocks}: {again}")

@@ -25,7 +25,7 @@ from zmpsl.job.schema import Model, Optimizer
 from zmpsl.plan import Block, fingerprint
 from zmpsl.profiles import BlockProfile, Profile, Timing
 
-__all__ = ["Effort", "measure", "optimizer_name"]
+__all__ = ["Effort", "conditions", "inputs_like", "measure", "optimizer_name"]
 
 Times = tuple[float, float, float]  # forward, backward, update
 
@@ -41,6 +41,13 @@ class Effort:
 def optimizer_name(settings: Optimizer) -> str:
     """Gives the name under which a profile knows the optimiser: what it keeps per parameter depends on it."""
     return f"{settings.name}+momentum" if settings.name == "sgd" and settings.momentum else settings.name
+
+
+def inputs_like(shape: tuple[int, ...], dtype: str, samples: int) -> Tensor:
+    """Gives a batch for `measure` where there are no data: random numbers, or token 0."""
+    if not getattr(torch, dtype).is_floating_point:
+        return torch.zeros(samples, *shape, dtype=getattr(torch, dtype))
+    return torch.randn(samples, *shape, generator=torch.Generator().manual_seed(0))
 
 
 def measure(
@@ -72,7 +79,7 @@ def measure(
     found: dict[int, BlockProfile] = {}
     repeats, share = effort.repeats, effort.budget_s / max(1, len(wanted))
     before_saved_its_output = False
-    for index, block in build_blocks(model, 0, range(min(wanted), max(wanted) + 1)):
+    for index, block in build_blocks(model, 0, wanted):
         try:
             if index not in wanted:
                 with torch.no_grad():
@@ -84,12 +91,14 @@ def measure(
                 one, before_saved_its_output, output = _weigh(case, before_saved_its_output)
                 found[index] = _profile(summary[index].kind, runs, one)
                 repeats = min(repeats, len(runs))
-        except (RuntimeError, TypeError, ValueError, IndexError, NotImplementedError) as error:
+        except Exception as error:  # a user's block may raise anything
             raise JobError(
                 f"model {model.name}: block {index} ({summary[index].kind}) cannot be profiled with an input of"
-                f" {list(shape)} {str(dtype).removeprefix('torch.')}: {error}"
+                f" {list(shape)} {str(dtype).removeprefix('torch.')}: {type(error).__name__}: {error}"
             ) from error
         shape, dtype = tuple(output.shape), output.dtype
+        if index == max(wanted):
+            break
     return Profile(
         model=model.name, fingerprint=fingerprint(summary), model_blocks=len(summary), batch_size=len(inputs),
         optimizer=optimizer_name(optimizer), threads=torch.get_num_threads(), cores=_cores(),
@@ -97,6 +106,11 @@ def measure(
         input_dtype=str(inputs.dtype).removeprefix("torch."), task_s=(lending_s + fixed[0] + fixed[1]) / 2,
         step_s=fixed[2], blocks=found,
     )  # fmt: skip
+
+
+def conditions() -> tuple[str, ...]:
+    """Tells what measured seconds depend on beside model, batch and optimiser."""
+    return (*os.uname(), str(_cores()), str(torch.__version__), str(torch.get_num_threads()))
 
 
 def _cores() -> int:

@@ -250,6 +250,9 @@ def check_job(job: Job, source: str) -> None:
         *(f"owner-{i}" for i in range(job.owners)),
         *(f"node-{i}" for i in range(job.nodes)),
     }
+    _check_names(source, "emulate.slow_down", job.emulate.slow_down, known - {"aggregator"})
+    nodes = {name for name in known if name.startswith("node")}
+    _check_names(source, "planning.node_memory", job.planning.node_memory, nodes)
     for link in job.codec.links:
         ends = link.split(">")
         if len(ends) != 2 or not set(ends) <= known:
@@ -259,12 +262,18 @@ def check_job(job: Job, source: str) -> None:
             )
 
 
+def _check_names(source: str, key: str, names: Iterable[str], known: set[str]) -> None:
+    for name in names:
+        if name not in known:
+            raise JobError(f"{source}: {key}: {name!r} is not there; the first compute node is node-0, for instance")
+
+
 def _check_cuts(job: Job, source: str) -> None:
-    if job.cuts == "even":
+    if isinstance(job.cuts, str):
         return
     cuts = list(job.cuts)
     if job.first_cut is not None or job.last_cut is not None:
-        raise JobError(f"{source}: first_cut and last_cut are for cuts: even; here cuts are {cuts}")
+        raise JobError(f"{source}: first_cut and last_cut go with cuts: auto or even; here cuts are {cuts}")
     if any(low >= high for low, high in pairwise(job.cuts)):
         raise JobError(f"{source}: cuts {cuts} must rise strictly")
     if len(cuts) != job.parts - 1:

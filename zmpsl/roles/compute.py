@@ -7,13 +7,15 @@ from collections.abc import Iterator
 import torch
 
 from zmpsl.checkpoint import load_parts, prune, save_parts
-from zmpsl.engine.build import check_model
+from zmpsl.engine.build import check_model, summarise
 from zmpsl.engine.compute import ComputeEngine
+from zmpsl.engine.profile import inputs_like
 from zmpsl.errors import RemoteProtocolError
-from zmpsl.messages import Prepared, Ready
-from zmpsl.plan import Plan, node_name, owner_name
+from zmpsl.messages import Measure, Prepared, Ready
+from zmpsl.plan import Plan, micro_samples, middle_blocks, node_name, owner_name
 from zmpsl.roles.actions import Action, Connect, Say, Send
 from zmpsl.roles.member import Member
+from zmpsl.roles.profiling import profiled
 from zmpsl.transport.task import Op, Task
 from zmpsl.transport.wire import OWNER_SENDER
 
@@ -32,6 +34,15 @@ class ComputeNode(Member):
         if op is Op.BACKWARD:
             return OWNER_SENDER if self.hop == self.hops - 1 else self.hop + 2
         return None
+
+    def measure(self, message: Measure) -> Iterator[Action]:
+        """Profiles the blocks between the first and the last cut."""
+        job, shape, dtype = message.job, message.input_shape, message.input_dtype
+        if self.own_process:
+            torch.set_num_threads(job.threads)
+        blocks = summarise(job.model)
+        inputs = inputs_like(shape, dtype, micro_samples(job))
+        yield Say(profiled(job, blocks, middle_blocks(job, len(blocks)), inputs))
 
     def build(self, plan: Plan) -> Iterator[Action]:
         """Builds the part, loads its checkpoint where a run goes on, opens links to the neighbours."""

@@ -31,6 +31,7 @@ from zmpsl.messages import (
     Leave,
     Ping,
     Prepared,
+    Profiled,
     Progress,
     Publish,
     Ready,
@@ -43,6 +44,7 @@ from zmpsl.messages import (
 )  # fmt: skip
 from zmpsl.plan import AGGREGATOR, Block, Plan, check_cuts, fingerprint, node_name, owner_name
 from zmpsl.roles.actions import Action, Stop, Tell
+from zmpsl.roles.planning import CutPlanning
 from zmpsl.roles.roster import Roster, Seat, listed
 from zmpsl.roles.scoreboard import Scoreboard
 
@@ -91,6 +93,7 @@ class Manager:
         self._since: float | None = None
         self._pinged_at = 0.0
         self._digests: dict[str, str] = {}
+        self._cutting: CutPlanning | None = None
         if self.folder is not None:
             self.board.log_to(self.folder)
 
@@ -183,6 +186,8 @@ class Manager:
                 yield from self.finish(message.exit_code, message.text)
             case Described():
                 yield from self._described(message.blocks)
+            case Profiled() if self._cutting is not None:
+                yield from self._cut(self._cutting, self._cutting.hear(seat, message))
             case Ready():
                 yield from self._ready(seat, message)
             case Progress():
@@ -266,31 +271,47 @@ class Manager:
         yield Tell(asked.identity, Describe(job=self.job))
 
     def _described(self, blocks: tuple[Block, ...]) -> Iterator[Action]:
-        if self.job is None or self.phase is not Phase.DESCRIBING:
+        if self.job is None or self.phase is not Phase.DESCRIBING or self._cutting is not None:
             return
         bounds = check_cuts(self.job, len(blocks))
-        self._run = self._run or f"{self.job.name}-{time.strftime('%Y%m%d-%H%M%S')}"
+        if self.job.cuts == "auto" and self.record is not None:
+            bounds = self.record.bounds  # a run goes on with the cuts it began with
+        elif self.job.cuts == "auto":
+            self._cutting = CutPlanning(self.job, blocks, self.roster)
+            yield from self._cut(self._cutting, self._cutting.start())
+            return
+        yield from self._publish(self.job, blocks, bounds)
+
+    def _cut(self, cutting: CutPlanning, asking: Iterator[Action]) -> Iterator[Action]:
+        yield from asking
+        if cutting.complete and self.plan is None:
+            yield from cutting.solve()
+            yield from self._publish(cutting.job, cutting.blocks, cutting.bounds)
+            self.board.notice(cutting.text)
+
+    def _publish(self, job: Job, blocks: tuple[Block, ...], bounds: tuple[int, ...]) -> Iterator[Action]:
+        self._run = self._run or f"{job.name}-{time.strftime('%Y%m%d-%H%M%S')}"
         start, digests = self._resume_point(blocks, bounds)
         self.plan = Plan(
             version=1,
             run=self._run,
-            job=self.job,
+            job=job,
             blocks=blocks,
             bounds=bounds,
             aggregator=self.roster.peer(AGGREGATOR),
-            nodes=tuple(self.roster.peer(node_name(hop)) for hop in range(self.job.nodes)),
-            owners=tuple(self.roster.peer(owner_name(index)) for index in range(self.job.owners)),
+            nodes=tuple(self.roster.peer(node_name(hop)) for hop in range(job.nodes)),
+            owners=tuple(self.roster.peer(owner_name(index)) for index in range(job.owners)),
             start_round=start,
             digests=digests,
         )
         if self.record is None:
             self.record = Record(
-                run=self._run, job=self.job, bounds=bounds, fingerprint=fingerprint(blocks), committed={}
+                run=self._run, job=job, bounds=bounds, fingerprint=fingerprint(blocks), committed={}
             )
-        self.record.job = self.job
+        self.record.job = job
         if self.folder is not None:
             write_record(self.folder, self.record)
-            write_text(self.folder / "job.yaml", dump_job(self.job).encode())
+            write_text(self.folder / "job.yaml", dump_job(job).encode())
             self.board.log_to(self.folder)
         self.board.planned(self.plan)
         self.phase = Phase.BUILDING
@@ -314,8 +335,12 @@ class Manager:
             return
         seat.ready = True
         self.board.batches_total += message.batches
+        if self._cutting is not None:
+            self._cutting.batches[seat.place] = message.batches
         if all(each.ready for each in self.roster):
             self.round = self.plan.start_round
+            if self._cutting is not None:
+                self.board.expected = self._cutting.expect()
             yield from self._begin_or_finish()
 
     # -- rounds -------------------------------------------------------------------------------------------------------

@@ -23,6 +23,9 @@ class Meter:
         traffic: Gives bytes sent, bytes received and messages rejected since the start.
     """
 
+    # Factor on the time that work takes, where a slower device is imitated; the rest is slept.
+    slow_down = 1.0
+
     def __init__(self, traffic: Callable[[], tuple[int, int, int]]) -> None:
         self._traffic = traffic
         self._recorder: Recorder | None = None
@@ -38,10 +41,14 @@ class Meter:
     @contextmanager
     def measure(self, op: str, task: Task) -> Iterator[None]:
         """Times one piece of work: F forward, B backward, U update, L last part, E evaluation, A averaging."""
-        start = time.perf_counter_ns()
+        start, worked = time.perf_counter_ns(), time.thread_time()
         yield
-        end = time.perf_counter_ns()
         kind = _KINDS.get(op)
+        if self.slow_down > 1 and kind is not None:
+            # Processor time, not time on the clock: what others on this machine take from us is not to be multiplied.
+            target_s = self.slow_down * (time.thread_time() - worked)
+            time.sleep(max(0.0, target_s - (time.perf_counter_ns() - start) / 1e9))
+        end = time.perf_counter_ns()
         if kind is not None:
             self._seconds[kind] = self._seconds.get(kind, 0.0) + (end - start) / 1e9
         self._tasks += 1

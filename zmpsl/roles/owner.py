@@ -23,10 +23,12 @@ from zmpsl.engine.build import check_model, summarise
 from zmpsl.engine.compute import to_array, to_tensor
 from zmpsl.engine.owner import OwnerEngine
 from zmpsl.errors import DataError, RemoteProtocolError
-from zmpsl.messages import Describe, Described, Evaluated, Progress, Ready, Trained
-from zmpsl.plan import AGGREGATOR, Plan, node_name
+from zmpsl.job.schema import Job
+from zmpsl.messages import Describe, Described, Evaluated, Measure, Progress, Ready, Trained
+from zmpsl.plan import AGGREGATOR, Plan, micro_samples, middle_blocks, node_name
 from zmpsl.roles.actions import Action, Connect, Say, Send
 from zmpsl.roles.member import Member
+from zmpsl.roles.profiling import profiled
 from zmpsl.state import digest
 from zmpsl.transport.task import Op, Task
 from zmpsl.transport.wire import OWNER_SENDER
@@ -48,6 +50,7 @@ class DataOwner(Member):
     def __init__(self, runs: Path | None = None, place: str = "", data_dir: Path | None = None) -> None:
         super().__init__(runs, place)
         self.data_dir = data_dir
+        self._loaded: OwnerData | None = None  # read for a profile, before there was a plan
         self._batch: Batch | None = None
         self._batches: Iterator[Batch] = iter(())
         self._evaluation: Evaluation | None = None
@@ -64,6 +67,18 @@ class DataOwner(Member):
         """Gives the block list of the job's model."""
         yield Say(Described(blocks=summarise(message.job.model)))
 
+    def measure(self, message: Measure) -> Iterator[Action]:
+        """Profiles the first and the last part on data of its own; they are kept for `build`."""
+        job, index = message.job, int(self.place.rpartition("-")[2])
+        if self.own_process:
+            torch.set_num_threads(job.threads)
+        self._loaded = self._load_data(job, index)
+        blocks = summarise(job.model)
+        middle = middle_blocks(job, len(blocks))
+        inputs, _ = self._loaded.train.batch(np.arange(micro_samples(job)))
+        ends = [number for number in range(len(blocks)) if number not in middle]
+        yield Say(profiled(job, blocks, ends, torch.from_numpy(inputs)))
+
     def build(self, plan: Plan) -> Iterator[Action]:
         """Loads the data, builds both parts, opens links to the chain's ends and the aggregator."""
         self.index = [peer.name for peer in plan.owners].index(self.place)
@@ -71,7 +86,7 @@ class DataOwner(Member):
         if self.own_process:
             torch.set_num_threads(plan.job.threads)
         check_model(plan, self.place)
-        self.data = self._load_data(plan)
+        self.data, self._loaded = self._loaded or self._load_data(plan.job, self.index), None
         self.engine = OwnerEngine(plan, self.index)
         self._tally = Tally()
         ends = {peer.name: peer.endpoint for peer in (plan.nodes[0], plan.nodes[-1], plan.aggregator)}
@@ -277,16 +292,15 @@ class DataOwner(Member):
             raise RemoteProtocolError(f"{self.place} has no plan yet")
         return self.plan
 
-    def _load_data(self, plan: Plan) -> OwnerData:
-        job = plan.job
+    def _load_data(self, job: Job, index: int) -> OwnerData:
         data = job.data if self.data_dir is None else msgspec.structs.replace(job.data, dir=str(self.data_dir))
         try:
-            mine = owner_data(load(data, job.seed), data, job.evaluate, len(plan.owners), self.index, job.seed)
+            mine = owner_data(load(data, job.seed), data, job.evaluate, job.owners, index, job.seed)
         except DataError as error:
             raise DataError(f"{self.place}: {error}") from error
         if len(mine.train) < job.train.batch_size:
             raise DataError(
-                f"owner {self.index} has {len(mine.train)} training samples, fewer than one batch of"
+                f"owner {index} has {len(mine.train)} training samples, fewer than one batch of"
                 f" {job.train.batch_size} (train.batch_size); use a smaller batch, fewer owners or another"
                 " data.partition"
             )

@@ -116,6 +116,10 @@ class Roster:
         wanted = {place for role in ROLES for place in places_of(role, job.owners, job.nodes)}
         return wanted - {seat.place for seat in self}
 
+    def at(self, place: str) -> Seat:
+        """Gives the member at a place."""
+        return next(seat for seat in self if seat.place == place)
+
     def peer(self, place: str) -> Peer:
         """Gives the address of the member at a place."""
-        return Peer(place, next(seat.join.endpoint for seat in self if seat.place == place))
+        return Peer(place, self.at(place).join.endpoint)
