@@ -30,7 +30,7 @@ LAYERS = [
     ["zmpsl.station", "zmpsl.life"],
     ["zmpsl.loop", "zmpsl.manager_loop", "zmpsl.submit"],
     ["zmpsl.launch"],
-    ["zmpsl.cli"],
+    ["zmpsl.cli", "zmpsl.cli_planning"],
     ["zmpsl.__main__"],
 ]
 ZMQ_USERS = {"zmpsl.transport.link", "zmpsl.transport.control", "zmpsl.loop", "zmpsl.manager_loop", "zmpsl.submit"}
@@ -200,7 +200,7 @@ class TestImports:
         users = {
             module for module in sources() if any(is_in(target, "click") for target in everything_imported(module))
         }
-        assert users == {"zmpsl.cli"}
+        assert users == {"zmpsl.cli", "zmpsl.cli_planning"}
 
 
 class TestLoading:
