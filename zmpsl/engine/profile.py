@@ -2,7 +2,10 @@
 
 One block after the other is constructed, measured and dropped, so a device can profile a model it could not hold.
 Blocks run as a replica runs them: seeded, in training mode, backward into leaf gradients, then an optimiser step. What
-every call costs, whatever it computes, is measured with a block that does nothing and taken off.
+every call costs, whatever it computes, is measured with a block that does nothing and taken off. Before each run the
+processor's caches are filled with something else, as they are when another owner's batch was here before.
+
+With one thread the seconds are those of the processor, which others on the machine do not add to.
 """
 
 from __future__ import annotations
@@ -27,6 +30,7 @@ from zmpsl.profiles import BlockProfile, Profile, Timing
 
 __all__ = ["Effort", "conditions", "inputs_like", "measure", "optimizer_name"]
 
+ELSEWHERE_BYTES = 4 << 20  # more than a core's own cache
 Times = tuple[float, float, float]  # forward, backward, update
 
 
@@ -113,6 +117,10 @@ def conditions() -> tuple[str, ...]:
     return (*os.uname(), str(_cores()), str(torch.__version__), str(torch.get_num_threads()))
 
 
+def _clock() -> Callable[[], float]:
+    return time.thread_time if torch.get_num_threads() == 1 else time.perf_counter
+
+
 def _cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
@@ -132,8 +140,10 @@ def _like(shape: tuple[int, ...], dtype: torch.dtype, block: nn.Module) -> Tenso
 
 def _fixed(optimizer: Optimizer, repeats: int) -> tuple[float, Times]:
     """Measures what every task costs, whatever it computes: lending the generator, and calls that do nothing."""
-    clock, lending, steps = time.perf_counter, [], []
+    clock, lending, steps = _clock(), [], []
     with torch.random.fork_rng(devices=[]):
+        # A process's first backward loads much of torch.
+        _runner(_Case(nn.Linear(1, 1), torch.zeros(1, 1), optimizer))()
         empty = _repeat(_Case(nn.Identity(), torch.zeros(1), optimizer), repeats, 0.05)
     tiny = nn.Parameter(torch.zeros(1))
     stepper = make_optimizer(optimizer, [tiny])
@@ -171,11 +181,13 @@ class _Case:
 def _repeat(case: _Case, repeats: int, share_s: float, fixed: Times = (0.0, 0.0, 0.0)) -> list[Times]:
     """Runs a block once to warm up, then again and again; a run that takes longer than the share counts itself."""
     run = _runner(case)
+    elsewhere = torch.zeros(ELSEWHERE_BYTES // 4)
     start = time.perf_counter()
     runs = [run()]
     if time.perf_counter() - start < share_s:
         start, runs = time.perf_counter(), []
         while not runs or (len(runs) < repeats and time.perf_counter() - start < share_s):
+            elsewhere.add_(1.0)
             runs.append(run())
     off_f, off_b, off_u = fixed
     return [(max(0.0, f - off_f), max(0.0, b - off_b), max(0.0, u - off_u)) for f, b, u in runs]
@@ -185,7 +197,7 @@ def _runner(case: _Case) -> Callable[[], Times]:
     """Gives a function that takes one batch through the block and tells the seconds."""
     block = case.block.train()
     optimizer = make_optimizer(case.optimizer, [p for p in block.parameters() if p.requires_grad])
-    clock = time.perf_counter
+    clock = _clock()
 
     def run() -> Times:
         leaf = case.leaf()
