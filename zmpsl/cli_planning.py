@@ -120,13 +120,11 @@ COMMANDS = (profile, plan, estimate, simulate)
 
 
 def _measure(job: Job, shape: str | None, repeats: int, budget: float, from_data: bool) -> Profile:
-    import torch
-
     from zmpsl.engine.build import summarise
-    from zmpsl.engine.profile import Effort, inputs_like, measure
+    from zmpsl.engine.profile import Effort, inputs_like, measure, use_threads
     from zmpsl.plan import micro_samples
 
-    torch.set_num_threads(job.threads)
+    use_threads(job.threads)
     blocks = summarise(job.model)
     sample, dtype = _sample(job, shape, from_data)
     inputs = inputs_like(sample, dtype, micro_samples(job))

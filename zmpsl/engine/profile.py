@@ -28,7 +28,7 @@ from zmpsl.job.schema import Model, Optimizer
 from zmpsl.plan import Block, fingerprint
 from zmpsl.profiles import BlockProfile, Profile, Timing
 
-__all__ = ["Effort", "conditions", "inputs_like", "measure", "optimizer_name"]
+__all__ = ["Effort", "conditions", "inputs_like", "measure", "optimizer_name", "use_threads"]
 
 ELSEWHERE_BYTES = 4 << 20  # more than a core's own cache
 Times = tuple[float, float, float]  # forward, backward, update
@@ -52,6 +52,11 @@ def inputs_like(shape: tuple[int, ...], dtype: str, samples: int) -> Tensor:
     if not getattr(torch, dtype).is_floating_point:
         return torch.zeros(samples, *shape, dtype=getattr(torch, dtype))
     return torch.randn(samples, *shape, generator=torch.Generator().manual_seed(0))
+
+
+def use_threads(threads: int) -> None:
+    """Sets torch's threads for this process; a profile holds for one number of them."""
+    torch.set_num_threads(threads)
 
 
 def measure(
