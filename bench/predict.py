@@ -5,7 +5,7 @@
 Every case is a real run: all roles are processes on this machine, over TCP, with `cuts: auto`, so the roles profile the
 blocks themselves and the manager predicts each round before it begins. The first round warms up and is not counted;
 measured is the median of the others. The error is |predicted - measured| / measured, of whole rounds: averaging and
-storing the weights are in what is measured, not in what is predicted.
+storing the weights are in what is measured, storing is not in what is predicted.
 
 All roles share this machine's cores, but the devices that are imitated would not. So every role is slowed down
 (`emulate.slow_down`): it computes for one part of the time and sleeps for the rest, and the cases keep the sum of these

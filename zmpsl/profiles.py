@@ -73,6 +73,8 @@ class Profile(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
         input_dtype: NumPy name of the input's dtype.
         task_s: Fixed seconds of one forward or backward task, whatever blocks it runs through.
         step_s: Fixed seconds of one optimiser step, whatever parameters it has.
+        add_s_per_byte: Seconds to take one byte of a replica's state into the average.
+        mean_s_per_byte: Seconds to make one byte of the mean, and of its digest.
         slow_down: By how much the device's speed is imitated to be lower; all seconds are to be multiplied by it.
         blocks: By number in the model.
     """
@@ -92,6 +94,8 @@ class Profile(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     input_dtype: str
     task_s: float
     step_s: float
+    add_s_per_byte: float = 0.0
+    mean_s_per_byte: float = 0.0
     slow_down: float = 1.0
     blocks: dict[int, BlockProfile]
 
@@ -121,7 +125,7 @@ def check_profile(profile: Profile, where: str) -> None:
     for field in ("batch_size", "threads", "cores", "model_blocks"):
         if getattr(profile, field) < 1:
             raise JobError(f"{where}: {field} is {getattr(profile, field)}; it must be at least 1: {again}")
-    numbers = [("task_s", profile.task_s, -1), ("step_s", profile.step_s, -1)]
+    numbers = [(name, getattr(profile, name), -1) for name in ("task_s", "step_s", "add_s_per_byte", "mean_s_per_byte")]
     if not (math.isfinite(profile.slow_down) and profile.slow_down > 0):
         raise JobError(f"{where}: slow_down is {profile.slow_down}; it must be a finite number above 0")
     for index, block in profile.blocks.items():

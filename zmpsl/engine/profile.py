@@ -22,14 +22,16 @@ from torch import Tensor, nn
 
 from zmpsl.engine.build import build_blocks, keyed_generator
 from zmpsl.engine.owner import loss_of
-from zmpsl.engine.replica import make_optimizer
+from zmpsl.engine.replica import aligned, make_optimizer
 from zmpsl.errors import JobError
 from zmpsl.job.schema import Model, Optimizer
 from zmpsl.plan import Block, fingerprint
 from zmpsl.profiles import BlockProfile, Profile, Timing
+from zmpsl.state import Average, Layout, Segment, digest
 
 __all__ = ["Effort", "conditions", "inputs_like", "measure", "optimizer_name", "use_threads"]
 
+AVERAGED_BYTES = 1 << 18
 ELSEWHERE_BYTES = 4 << 20  # more than a core's own cache
 Times = tuple[float, float, float]  # forward, backward, update
 
@@ -85,6 +87,7 @@ def measure(
     """
     shape, dtype = tuple(inputs.shape), inputs.dtype
     lending_s, fixed = _fixed(optimizer, effort.repeats)
+    add_s, mean_s = _averaging(min(effort.repeats, 5))
     found: dict[int, BlockProfile] = {}
     repeats, share = effort.repeats, effort.budget_s / max(1, len(wanted))
     before_saved_its_output = False
@@ -113,13 +116,32 @@ def measure(
         optimizer=optimizer_name(optimizer), threads=torch.get_num_threads(), cores=_cores(),
         torch=str(torch.__version__), host=socket.gethostname(), repeats=repeats, input_shape=tuple(inputs.shape[1:]),
         input_dtype=str(inputs.dtype).removeprefix("torch."), task_s=(lending_s + fixed[0] + fixed[1]) / 2,
-        step_s=fixed[2], blocks=found,
+        step_s=fixed[2], add_s_per_byte=add_s, mean_s_per_byte=mean_s, blocks=found,
     )  # fmt: skip
 
 
 def conditions() -> tuple[str, ...]:
     """Tells what measured seconds depend on beside model, batch and optimiser."""
     return (*os.uname(), str(_cores()), str(torch.__version__), str(torch.get_num_threads()))
+
+
+def _averaging(repeats: int) -> tuple[float, float]:
+    """Measures seconds per byte of state: to take a replica into the average, and to make mean and digest."""
+    segment = Segment("x", "float32", (AVERAGED_BYTES // 4,), 0, True)
+    average, flat = Average(Layout((segment,), AVERAGED_BYTES)), aligned(AVERAGED_BYTES)
+    flat.view("float32")[:] = torch.randn(AVERAGED_BYTES // 4, generator=torch.Generator().manual_seed(0)).numpy()
+    clock, adds, means = _clock(), [], []
+    for _ in range(repeats):
+        average.reset()
+        average.add(0, flat, 7)  # finds the sums empty, later ones do not
+        start = clock()
+        average.add(1, flat, 9)
+        middle = clock()
+        average.write_to(flat)
+        digest(flat)
+        adds.append(middle - start)
+        means.append(clock() - middle)
+    return median(adds) / AVERAGED_BYTES, median(means) / AVERAGED_BYTES
 
 
 def _clock() -> Callable[[], float]:

@@ -95,8 +95,8 @@ class ProgressEvent(_Event, frozen=True, kw_only=True, tag="progress"):
 class RoundEvent(_Event, frozen=True, kw_only=True, tag="round"):
     """A round is over; `bytes` are those that all roles sent in it, `loss` is the mean over its samples.
 
-    `predicted_s` is how long the planner expected its training to take, without averaging and storing;
-    `predicted_busy_s` how long it expected each compute node to work.
+    `predicted_s` is how long the planner expected its training and averaging to take, without storing;
+    `predicted_busy_s` how long it expected each compute node to train.
     """
 
     round: int

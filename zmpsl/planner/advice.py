@@ -55,7 +55,7 @@ class Advice(Struct, frozen=True):
         parts: P parts, the owners' first.
         solution: As the solver gave it.
         prediction: Pace, bottleneck, fill and seconds of training in one round.
-        aggregate_s: Averaging of the owners' parts, T_aggr.
+        aggregate_s: The owners' parts on their way to the aggregator and back, T_aggr.
         epoch_s: Training and averaging.
         paper: The terms of the paper's eqs. (1)-(5), for comparison.
         owners: K.
@@ -107,7 +107,7 @@ def advise(measured: Measured, batches: tuple[int, ...], backend: Backend = "dp"
         solution,
         expected,
         aggregate_s,
-        expected.round_s + aggregate_s,
+        expected.round_s + max(aggregate_s, expected.average_s),
         paper_time(chain, owners, moved),
         len(batches),
         len(batches) >= expected.owners_to_fill * (1 - 1e-9),

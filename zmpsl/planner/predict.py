@@ -27,7 +27,8 @@ class Prediction(Struct, frozen=True):
     """A split's expected round.
 
     Attributes:
-        round_s: Seconds of training, without averaging and storing.
+        round_s: Seconds of training, without averaging.
+        average_s: Seconds until the last node and the aggregator have averaged; storing is not in it.
         busy_s: Seconds each node works, by name.
         pace_s: Least seconds between two batches of a full pipe.
         bottleneck: What sets it.
@@ -38,6 +39,7 @@ class Prediction(Struct, frozen=True):
     """
 
     round_s: float
+    average_s: float
     busy_s: dict[str, float]
     pace_s: float
     bottleneck: str
@@ -83,8 +85,26 @@ def predict(
     who = int(flow.bottleneck.split()[1])
     named = order[who] if flow.bottleneck.startswith("node") else f"link {order[who]}>{order[who + 1]}"
     return Prediction(
-        seconds, busy, flow.pace_s, named, max(flow.round_trip_s), flow.owners_to_fill, flow.micro_batches
+        seconds,
+        _average_s(measured, transfers.part_bytes, order, bool(hosts)),
+        busy,
+        flow.pace_s,
+        named,
+        max(flow.round_trip_s),
+        flow.owners_to_fill,
+        flow.micro_batches,
     )
+
+
+def _average_s(measured: Measured, part_bytes: Sequence[float], order: Sequence[str], shared: bool) -> float:
+    """Every node averages its own replicas, the aggregator the owners' ends: at once, or on the cores they share."""
+    nodes, count = {node.name: node.profile for node in measured.nodes}, measured.job.owners
+    ends = (measured.owner, part_bytes[0] + part_bytes[-1])
+    each = [
+        size * (count * profile.add_s_per_byte + profile.mean_s_per_byte)
+        for profile, size in [*((nodes[name], size) for name, size in zip(order, part_bytes[1:-1], strict=True)), ends]
+    ]
+    return max(max(each), math.fsum(each) / measured.owner.cores) if shared else max(each)
 
 
 def _play_s(measured: Measured, bounds: Sequence[int], order: Sequence[str], batches: tuple[int, ...]) -> float:

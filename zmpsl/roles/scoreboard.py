@@ -153,7 +153,7 @@ class Scoreboard:
                 batches=batches,
                 bytes=sent,
                 roles=roles,
-                predicted_s=self.expected.round_s if self.expected is not None else None,
+                predicted_s=self.expected.round_s + self.expected.average_s if self.expected is not None else None,
                 predicted_busy_s=self.expected.busy_s if self.expected is not None else {},
             )
         )
