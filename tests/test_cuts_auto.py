@@ -12,7 +12,6 @@ from helpers import TINY, differing, global_state, job
 
 from zmpsl.checkpoint import read_record
 from zmpsl.engine.build import summarise
-from zmpsl.engine.profile import optimizer_name
 from zmpsl.errors import JobError, RemoteProtocolError
 from zmpsl.job.schema import Job
 from zmpsl.launch.memory import MemoryRun
@@ -20,7 +19,7 @@ from zmpsl.messages import Join, Measure, Profiled, Welcome
 from zmpsl.observe.events import NoticeEvent, PlanEvent, ProgressEvent, RoundEvent
 from zmpsl.observe.progress import describe
 from zmpsl.plan import fingerprint
-from zmpsl.profiles import BlockProfile, Profile, Timing, write_profile
+from zmpsl.profiles import BlockProfile, Profile, Timing, optimizer_name, write_profile
 from zmpsl.roles.planning import CutPlanning
 from zmpsl.roles.roster import Roster
 

@@ -93,6 +93,7 @@ class TestProblem:
             ({"fingerprint": "g"}, "node 'node-0': the profile is of a model with fingerprint g"),
             ({"batch_size": 4}, "node 'node-0': the profile is for 4 samples at a time, the job passes 8"),
             ({"blocks": {1: block(1.0)}}, "node 'node-0': the profile lacks block 2, 3, 4"),
+            ({"optimizer": "adam"}, r"node 'node-0': the profile is for optimiser adam, the job has sgd\+momentum"),
             ({"task_s": -1.0}, "node 'node-0': task_s is -1.0"),
         ],
     )

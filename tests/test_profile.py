@@ -11,10 +11,10 @@ from torch import nn
 from zmpsl.models import ZOO, input_spec
 
 from zmpsl.engine.build import build_blocks, summarise
-from zmpsl.engine.profile import Effort, measure, optimizer_name
+from zmpsl.engine.profile import Effort, measure
 from zmpsl.errors import JobError
 from zmpsl.job.schema import Model, Optimizer
-from zmpsl.profiles import Profile, Timing, check_profile, read_profile, require, write_profile
+from zmpsl.profiles import Profile, Timing, check_profile, optimizer_name, read_profile, require, write_profile
 
 QUICK = Effort(2, 0.05)
 DIGITS = Model(name="digits_cnn")

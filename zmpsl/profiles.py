@@ -14,8 +14,18 @@ import msgspec
 from msgspec import Struct
 
 from zmpsl.errors import JobError
+from zmpsl.job.schema import Optimizer
 
-__all__ = ["BlockProfile", "Profile", "Timing", "check_profile", "read_profile", "require", "write_profile"]
+__all__ = [
+    "BlockProfile",
+    "Profile",
+    "Timing",
+    "check_profile",
+    "optimizer_name",
+    "read_profile",
+    "require",
+    "write_profile",
+]
 
 VERSION = 1
 
@@ -105,6 +115,11 @@ class Profile(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
         each = [time for block in self.blocks.values() for time in (block.forward, block.backward, block.update)]
         whole = math.fsum(timing.median_s for timing in each)
         return math.fsum(timing.high_s - timing.low_s for timing in each) / whole if whole else 0.0
+
+
+def optimizer_name(settings: Optimizer) -> str:
+    """Gives the name under which a profile knows the optimiser: what it keeps per parameter depends on it."""
+    return f"{settings.name}+momentum" if settings.name == "sgd" and settings.momentum else settings.name
 
 
 def check_profile(profile: Profile, where: str) -> None:

@@ -26,10 +26,10 @@ from zmpsl.engine.replica import aligned, make_optimizer
 from zmpsl.errors import JobError
 from zmpsl.job.schema import Model, Optimizer
 from zmpsl.plan import Block, fingerprint
-from zmpsl.profiles import BlockProfile, Profile, Timing
+from zmpsl.profiles import BlockProfile, Profile, Timing, optimizer_name
 from zmpsl.state import Average, Layout, Segment, digest
 
-__all__ = ["Effort", "conditions", "inputs_like", "measure", "optimizer_name", "use_threads"]
+__all__ = ["Effort", "conditions", "inputs_like", "measure", "use_threads"]
 
 AVERAGED_BYTES = 1 << 18
 ELSEWHERE_BYTES = 4 << 20  # more than a core's own cache
@@ -42,11 +42,6 @@ class Effort:
 
     repeats: int = 15
     budget_s: float = 60.0
-
-
-def optimizer_name(settings: Optimizer) -> str:
-    """Gives the name under which a profile knows the optimiser: what it keeps per parameter depends on it."""
-    return f"{settings.name}+momentum" if settings.name == "sgd" and settings.momentum else settings.name
 
 
 def inputs_like(shape: tuple[int, ...], dtype: str, samples: int) -> Tensor:

@@ -18,7 +18,7 @@ from zmpsl.job.schema import Job
 from zmpsl.plan import micro_samples, middle_blocks, owner_name
 from zmpsl.planner.cost import Chain, Owners, PartTime, Transfers
 from zmpsl.planner.problem import BlockCost, BlockTime, CutCost, NodeLink, NodeSpec, Problem
-from zmpsl.profiles import BlockProfile, Profile, check_profile, require
+from zmpsl.profiles import BlockProfile, Profile, check_profile, optimizer_name, require
 
 __all__ = [
     "LOOPBACK",
@@ -71,13 +71,14 @@ class Measured(Struct, frozen=True):
             raise JobError("no compute node has been profiled; give the profile of at least one")
         check_profile(self.owner, "owner")
         first, last, samples = self.first_cut, self.last_cut, micro_samples(self.job)
+        optimizer = optimizer_name(self.job.optimizer)
         ends = [*range(first), *range(last, self.owner.model_blocks)]
-        require(self.owner, "owner", self.owner.fingerprint, samples, self.owner.optimizer, ends)
+        require(self.owner, "owner", self.owner.fingerprint, samples, optimizer, ends)
         for node in self.nodes:
             where = f"node {node.name!r}"
             check_profile(node.profile, where)
             required = range(first, last)
-            require(node.profile, where, self.owner.fingerprint, samples, self.owner.optimizer, required)
+            require(node.profile, where, self.owner.fingerprint, samples, optimizer, required)
 
     @property
     def first_cut(self) -> int:

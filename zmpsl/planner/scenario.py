@@ -225,6 +225,8 @@ def _measured(scenario: Scenario, profile: Profile, nodes: dict[str, NodeClass])
         f"train.batch_size={profile.batch_size * scenario.micro_batches}",
         f"train.micro_batches={scenario.micro_batches}",
     ]  # fmt: skip
+    name, _, momentum = profile.optimizer.partition("+")
+    overrides += [f"optimizer.name={name}", f"optimizer.momentum={0.9 if momentum else 0.0}"]
     if scenario.last_cut is not None:
         overrides.append(f"last_cut={scenario.last_cut}")
     job: Job = parse_job("", "scenario", overrides)

@@ -14,12 +14,12 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from zmpsl.engine.profile import Effort, conditions, measure, optimizer_name
+from zmpsl.engine.profile import Effort, conditions, measure
 from zmpsl.errors import JobError
 from zmpsl.job.schema import Job
 from zmpsl.messages import Profiled
 from zmpsl.plan import Block, fingerprint
-from zmpsl.profiles import Profile, read_profile, write_profile
+from zmpsl.profiles import Profile, optimizer_name, read_profile, write_profile
 
 if TYPE_CHECKING:
     from torch import Tensor
