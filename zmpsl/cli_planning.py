@@ -287,6 +287,12 @@ def _show_plan(job: Job, advice: Advice) -> None:
         f" {duration(paper.empty_s)} + ({paper.batches} - 1) * full {duration(paper.full_s)} + end"
         f" {duration(paper.end_s)} + averaging {duration(paper.aggregate_s)}"
     )
+    _show_ways(advice)
+
+
+def _show_ways(advice: Advice) -> None:
+    from zmpsl.observe.readable import duration
+
     _table(
         "other ways",
         ["way", "epoch", "against the plan", "ms per batch", "layout, or why not"],

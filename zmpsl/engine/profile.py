@@ -80,9 +80,24 @@ def measure(
     Raises:
         JobError: The model is not known, or a block cannot be run or differentiated.
     """
-    shape, dtype = tuple(inputs.shape), inputs.dtype
     lending_s, fixed = _fixed(optimizer, effort.repeats)
     add_s, mean_s = _averaging(min(effort.repeats, 5))
+    found, repeats = _walk(model, summary, wanted, inputs, optimizer, effort, fixed)
+    return Profile(
+        model=model.name, fingerprint=fingerprint(summary), model_blocks=len(summary), batch_size=len(inputs),
+        optimizer=optimizer_name(optimizer), threads=torch.get_num_threads(), cores=_cores(),
+        torch=str(torch.__version__), host=socket.gethostname(), repeats=repeats, input_shape=tuple(inputs.shape[1:]),
+        input_dtype=str(inputs.dtype).removeprefix("torch."), task_s=(lending_s + fixed[0] + fixed[1]) / 2,
+        step_s=fixed[2], add_s_per_byte=add_s, mean_s_per_byte=mean_s, blocks=found,
+    )  # fmt: skip
+
+
+def _walk(
+    model: Model, summary: tuple[Block, ...], wanted: Collection[int], inputs: Tensor, optimizer: Optimizer,
+    effort: Effort, fixed: Times,
+) -> tuple[dict[int, BlockProfile], int]:  # fmt: skip
+    """Goes through the model up to the last block wanted; gives what was found, and the fewest repeats."""
+    shape, dtype = tuple(inputs.shape), inputs.dtype
     found: dict[int, BlockProfile] = {}
     repeats, share = effort.repeats, effort.budget_s / max(1, len(wanted))
     before_saved_its_output = False
@@ -106,13 +121,7 @@ def measure(
         shape, dtype = tuple(output.shape), output.dtype
         if index == max(wanted):
             break
-    return Profile(
-        model=model.name, fingerprint=fingerprint(summary), model_blocks=len(summary), batch_size=len(inputs),
-        optimizer=optimizer_name(optimizer), threads=torch.get_num_threads(), cores=_cores(),
-        torch=str(torch.__version__), host=socket.gethostname(), repeats=repeats, input_shape=tuple(inputs.shape[1:]),
-        input_dtype=str(inputs.dtype).removeprefix("torch."), task_s=(lending_s + fixed[0] + fixed[1]) / 2,
-        step_s=fixed[2], add_s_per_byte=add_s, mean_s_per_byte=mean_s, blocks=found,
-    )  # fmt: skip
+    return found, repeats
 
 
 def conditions() -> tuple[str, ...]:

@@ -82,18 +82,21 @@ def predict(
     for names in (hosts or {}).values():
         cores = min(p.cores for p in (measured.owner, *(node.profile for node in measured.nodes)))
         seconds = max(seconds, math.fsum(work[name] for name in names) / cores)
-    who = int(flow.bottleneck.split()[1])
-    named = order[who] if flow.bottleneck.startswith("node") else f"link {order[who]}>{order[who + 1]}"
     return Prediction(
         seconds,
         _average_s(measured, transfers.part_bytes, order, bool(hosts)),
         busy,
         flow.pace_s,
-        named,
+        _named(flow.bottleneck, order),
         max(flow.round_trip_s),
         flow.owners_to_fill,
         flow.micro_batches,
     )
+
+
+def _named(bottleneck: str, order: Sequence[str]) -> str:
+    kind, _, hop = bottleneck.partition(" ")
+    return order[int(hop)] if kind == "node" else f"link {order[int(hop)]}>{order[int(hop) + 1]}"
 
 
 def _average_s(measured: Measured, part_bytes: Sequence[float], order: Sequence[str], shared: bool) -> float:
