@@ -2,8 +2,8 @@
 
 One block after the other is constructed, measured and dropped, so a device can profile a model it could not hold.
 Blocks run as a replica runs them: seeded, in training mode, backward into leaf gradients, then an optimiser step. What
-every call costs, whatever it computes, is measured with a block that does nothing and taken off. Before each run the
-processor's caches are filled with something else, as they are when another owner's batch was here before.
+every call costs, whatever it computes, is measured with a block that does nothing and taken off. Before each
+forward and backward the processor's caches are filled with something else, as other owners' batches do in between.
 
 With one thread the seconds are those of the processor, which others on the machine do not add to.
 """
@@ -212,13 +212,11 @@ class _Case:
 def _repeat(case: _Case, repeats: int, share_s: float, fixed: Times = (0.0, 0.0, 0.0)) -> list[Times]:
     """Runs a block once to warm up, then again and again; a run that takes longer than the share counts itself."""
     run = _runner(case)
-    elsewhere = torch.zeros(ELSEWHERE_BYTES // 4)
     start = time.perf_counter()
     runs = [run()]
     if time.perf_counter() - start < share_s:
         start, runs = time.perf_counter(), []
         while not runs or (len(runs) < repeats and time.perf_counter() - start < share_s):
-            elsewhere.add_(1.0)
             runs.append(run())
     off_f, off_b, off_u = fixed
     return [(max(0.0, f - off_f), max(0.0, b - off_b), max(0.0, u - off_u)) for f, b, u in runs]
@@ -228,19 +226,20 @@ def _runner(case: _Case) -> Callable[[], Times]:
     """Gives a function that takes one batch through the block and tells the seconds."""
     block = case.block.train()
     optimizer = make_optimizer(case.optimizer, [p for p in block.parameters() if p.requires_grad])
-    clock = _clock()
+    clock, elsewhere = _clock(), torch.zeros(ELSEWHERE_BYTES // 4)
 
     def run() -> Times:
         leaf = case.leaf()
+        elsewhere.add_(1.0)
         start = clock()
         torch.default_generator.manual_seed(0)  # ours to seed: build_blocks has it, and puts it back
         output: Tensor = block(leaf)
         middle = clock()
         if case.last:
-            middle = clock()
             loss_of(output, torch.zeros(output.shape[:-1], dtype=torch.int64)).backward()  # type: ignore[no-untyped-call]
         elif output.requires_grad:
             gradient = torch.ones_like(output)
+            elsewhere.add_(1.0)
             start, middle = start + (clock() - middle), clock()
             output.backward(gradient)  # type: ignore[no-untyped-call]
         end = clock()
