@@ -22,3 +22,9 @@ def shared_data() -> Path:
 def _one_thread() -> None:
     """Bitwise comparisons need one thread on both sides."""
     torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Profiles that roles keep do not lie in the home of whoever runs the tests, and are found by later tests."""
+    os.environ["ZMPSL_CACHE"] = str(tmp_path_factory.mktemp("cache"))

@@ -105,7 +105,7 @@ def cli(*arguments: str, folder: Path) -> Iterator[subprocess.Popen[str]]:
     environment = {
         **os.environ,
         "PYTHONWARNINGS": "default",
-        "PYTHONPATH": os.pathsep.join([str(folder), str(Path(__file__).parent)]),
+        "PYTHONPATH": os.pathsep.join([str(folder), str(Path(__file__).parent), str(Path(__file__).parents[1])]),
     }
     process = subprocess.Popen(
         [sys.executable, "-m", "zmpsl", *arguments],

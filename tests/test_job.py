@@ -101,7 +101,7 @@ WRONG = {
     "cuts: [1, 2]": "job.yaml ... 2 cuts make 3 parts, but 2 compute nodes need 3 cuts",
     "compute_nodes: 1\ncuts: [1, 2, 3]": "job.yaml ... 3 cuts make 4 parts, but 1 compute nodes need 2 cuts",
     "cuts: []": "job.yaml ... 0 cuts make 1 parts",
-    "cuts: [1, 2, 3]\nfirst_cut: 1": "job.yaml ... first_cut and last_cut are for cuts: even ... [1, 2, 3]",
+    "cuts: [1, 2, 3]\nfirst_cut: 1": "job.yaml ... first_cut and last_cut go with cuts: auto or even ... [1, 2, 3]",
     "compute_nodes: 2\nmultihop_level: 5": "job.yaml ... compute_nodes 2 and multihop_level 5 disagree",
     "data: {partition: {kind: sizes}}": "data.partition.sizes must list one number for each of the 4 owners",
     "owners: 3\ndata: {partition: {kind: sizes, sizes: [1, 2]}}": "data.partition.sizes ... each of the 3 owners",

@@ -62,7 +62,7 @@ def test_every_key_is_there_with_its_default(key: str, default: object) -> None:
         ("optimizer.lr.initial", "number, above 0"),
         ("optimizer.name", "`adam` or `sgd`"),
         ("compute_nodes", "`null`, or whole number, 1 or more, at most 255"),
-        ("cuts", "`even`, or list of: whole number, 1 or more"),
+        ("cuts", "`auto` or `even`, or list of: whole number, 1 or more"),
         ("codec.links", "mapping of text to `huff` or `lz4` or `none`"),
         ("data.download", "`true` or `false`"),
     ],

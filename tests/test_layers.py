@@ -19,7 +19,7 @@ PURE_TRANSPORT = ("address", "allocator", "task", "wire", "buffers", "assembly",
 LAYERS = [
     ["zmpsl", "zmpsl.errors", "zmpsl.randomness", "zmpsl.models"],
     ["zmpsl.job", "zmpsl.keys"],
-    ["zmpsl.plan"],
+    ["zmpsl.plan", "zmpsl.profiles"],
     ["zmpsl.codec_plain", "zmpsl.codec_planes", "zmpsl.codec_twins", "zmpsl.codec_kernels"],
     ["zmpsl.codecs", "zmpsl.state"],
     ["zmpsl.pool"],

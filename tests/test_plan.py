@@ -81,7 +81,7 @@ class TestEvenCuts:
     ) -> None:
         with pytest.raises(JobError) as caught:
             even_cuts(jobs(nodes, **ends), blocks)
-        assert [part for part in ["cuts: even: model digits_cnn", *parts] if part not in str(caught.value)] == []
+        assert [part for part in ["cuts: auto: model digits_cnn", *parts] if part not in str(caught.value)] == []
 
     @SOME
     @given(st.integers(1, 300), st.integers(1, 255), st.none() | st.integers(1, 300), st.none() | st.integers(1, 300))

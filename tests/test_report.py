@@ -108,6 +108,7 @@ def round_events(index: int, owners: int, nodes: int) -> list[Event]:
         RoundEvent(
             time=time, round=index, seconds=4.0, loss=2.0 / (index + 1), samples=1437, batches=48,
             bytes=sum(role.sent_bytes for role in roles.values()), roles=roles, predicted_s=3.0,
+            predicted_busy_s={f"node-{node}": 1.0 for node in range(nodes)},
         ),
         EvaluationEvent(time=time, round=index, accuracy=0.9 + 0.01 * index, loss=1.75, samples=360),
     ]  # fmt: skip
@@ -157,6 +158,10 @@ class TestWhole:
         assert len(walker.ids) == len(set(walker.ids))
         assert walker.references == set(walker.ids)
         assert walker.tags.count("svg") == 6
+
+    def test_each_node_has_its_predicted_work_beside_the_measured(self, report: tuple[str, Walker, str]) -> None:
+        _, _, words = report
+        assert "predicted is off by node-0 1.0 s 2.8 s -63.6 % node-1 1.0 s 2.8 s" in words
 
     def test_it_needs_nothing_from_outside(self, report: tuple[str, Walker, str]) -> None:
         text, walker, _ = report

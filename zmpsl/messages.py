@@ -8,6 +8,8 @@ A member joins, is welcomed to a place, gets the plan, builds its part, says rea
     Submit (a job)  ------------>
                     <------------   Describe            (to one data owner)
     Described       ------------>
+                    <------------   Measure             (to one owner, then to nodes; where cuts are solved)
+    Profiled        ------------>
                     <------------   Publish             (the plan, to everybody)
     Ready           ------------>
                     <------------   Begin (round g)
@@ -38,6 +40,7 @@ from msgspec import Meta, Struct
 from zmpsl.errors import RemoteProtocolError
 from zmpsl.job.schema import Job
 from zmpsl.plan import Activation, Block, Footprint, Plan
+from zmpsl.profiles import Profile
 
 __all__ = [
     "Accuse",
@@ -52,12 +55,14 @@ __all__ = [
     "FromManager",
     "Join",
     "Leave",
+    "Measure",
     "Pause",
     "Paused",
     "Ping",
     "Prepared",
     "Probe",
     "Probed",
+    "Profiled",
     "Progress",
     "Publish",
     "Ready",
@@ -133,6 +138,13 @@ class Described(Message, frozen=True, kw_only=True, tag=True):
     blocks: tuple[Block, ...]
     outputs: tuple[Activation, ...] = ()
     footprints: tuple[Footprint, ...] = ()
+
+
+class Profiled(Message, frozen=True, kw_only=True, tag=True):
+    """What the asked member has measured of the blocks it could hold; None and why where it could not."""
+
+    profile: Profile | None
+    text: Text = ""
 
 
 class Ready(Message, frozen=True, kw_only=True, tag=True):
@@ -240,6 +252,17 @@ class Describe(Message, frozen=True, kw_only=True, tag=True):
     job: Job
 
 
+class Measure(Message, frozen=True, kw_only=True, tag=True):
+    """Asks a member to profile the blocks it could hold: an owner those at the ends, a node those in the middle.
+
+    `input_shape` and `input_dtype` tell a node, which has no data, what one sample looks like.
+    """
+
+    job: Job
+    input_shape: Annotated[tuple[int, ...], Meta(max_length=16)] = ()
+    input_dtype: Name = "float32"
+
+
 class Publish(Message, frozen=True, kw_only=True, tag=True):
     """The current plan; sent to everybody when it is made, and to whoever comes late."""
 
@@ -294,9 +317,12 @@ class Probed(Message, frozen=True, kw_only=True, tag=True):
     data: Annotated[bytes, Meta(max_length=1 << 20)] = b""
 
 
-FromMember = Described | Ready | Progress | Trained | Prepared | Evaluated | Broken | Paused | Trouble | Accuse | Leave
+OfPlan = Progress | Trained | Prepared | Evaluated | Broken
+FromMember = Described | Profiled | Ready | Paused | OfPlan | Trouble | Accuse | Leave
 ToManager = Join | Submit | Probe | FromMember
-FromManager = Refused | Welcome | Describe | Publish | Pause | Begin | Committed | Evaluate | Finish | Ping | Probed
+FromManager = (
+    Refused | Welcome | Describe | Measure | Publish | Pause | Begin | Committed | Evaluate | Finish | Ping | Probed
+)
 
 _ENCODER = msgspec.msgpack.Encoder()
 _TO_MANAGER = msgspec.msgpack.Decoder(ToManager)

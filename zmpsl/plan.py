@@ -26,6 +26,8 @@ __all__ = [
     "check_cuts",
     "even_cuts",
     "fingerprint",
+    "micro_samples",
+    "middle_blocks",
     "node_name",
     "owner_name",
 ]
@@ -174,6 +176,32 @@ def fingerprint(blocks: tuple[Block, ...]) -> str:
     return sha256(msgspec.json.encode(blocks)).hexdigest()[:16]
 
 
+def micro_samples(job: Job) -> int:
+    """Gives the samples of a micro-batch, the larger ones where they differ by one."""
+    return -(-job.train.batch_size // min(job.train.micro_batches, job.train.batch_size))
+
+
+def middle_blocks(job: Job, blocks: int) -> range:
+    """Gives the blocks that compute nodes hold where the job does not list its cuts.
+
+    Args:
+        job: Gives number of nodes, first and last cut.
+        blocks: Number of blocks of the model.
+
+    Raises:
+        JobError: There are fewer blocks between the cuts than compute nodes.
+    """
+    first = job.first_cut if job.first_cut is not None else 1
+    last = job.last_cut if job.last_cut is not None else blocks - 1
+    if last - first < job.nodes or not 1 <= first < last < blocks:
+        raise JobError(
+            f"cuts: {job.cuts}: model {job.model.name} has {blocks} blocks; between first_cut {first} and last_cut"
+            f" {last} lie {max(last - first, 0)}, too few for {job.nodes} compute nodes; use fewer nodes or a deeper"
+            " model"
+        )
+    return range(first, last)
+
+
 def even_cuts(job: Job, blocks: int) -> tuple[int, ...]:
     """Deals the blocks between first and last cut evenly to the compute nodes, the earlier ones taking the rest.
 
@@ -187,22 +215,16 @@ def even_cuts(job: Job, blocks: int) -> tuple[int, ...]:
     Raises:
         JobError: There are fewer blocks between the cuts than compute nodes.
     """
-    first = job.first_cut if job.first_cut is not None else 1
-    last = job.last_cut if job.last_cut is not None else blocks - 1
-    share, rest = divmod(last - first, job.nodes)
-    if share < 1 or not 1 <= first < last < blocks:
-        raise JobError(
-            f"cuts: even: model {job.model.name} has {blocks} blocks; between first_cut {first} and last_cut {last} lie"
-            f" {max(last - first, 0)}, too few for {job.nodes} compute nodes; use fewer nodes or a deeper model"
-        )
-    cuts = [first]
+    middle = middle_blocks(job, blocks)
+    share, rest = divmod(len(middle), job.nodes)
+    cuts = [middle.start]
     for hop in range(job.nodes):
         cuts.append(cuts[-1] + share + (hop < rest))
     return tuple(cuts)
 
 
 def check_cuts(job: Job, blocks: int) -> tuple[int, ...]:
-    """Gives the bounds of all parts for the job's cuts.
+    """Gives the bounds of all parts for the job's cuts; for `auto`, which is solved, those of an even split.
 
     Returns:
         P + 1 block indices from 0 to `blocks`.
@@ -210,7 +232,7 @@ def check_cuts(job: Job, blocks: int) -> tuple[int, ...]:
     Raises:
         JobError: The cuts do not rise strictly inside the model, or their number is not P - 1.
     """
-    cuts = even_cuts(job, blocks) if job.cuts == "even" else tuple(job.cuts)
+    cuts = even_cuts(job, blocks) if isinstance(job.cuts, str) else tuple(job.cuts)
     if len(cuts) != job.parts - 1:
         raise JobError(
             f"cuts: {list(cuts)} makes {len(cuts) + 1} parts, but {job.nodes} compute nodes need {job.parts - 1} cuts"

@@ -30,6 +30,7 @@ __all__ = ["Crash", "FaultyRun"]
 # Functions that write to the disk, and the module that calls them: where a crash is worst.
 WRITES = [
     *(("zmpsl.roles.manager", name) for name in ("write_index", "write_record")),
+    ("zmpsl.roles.publishing", "write_record"),
     *((f"zmpsl.roles.{role}", "save_parts") for role in ("compute", "aggregator")),
 ]
 FAULTS = ("crash", "cut link", "cut control", "crash manager", "crash in a write")

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from contextlib import contextmanager
 from itertools import count
 
@@ -42,7 +42,7 @@ def keyed_generator() -> Iterator[torch.Generator]:
             generator.set_state(before)
 
 
-def build_blocks(model: Model, seed: int, wanted: range | None) -> Iterator[tuple[int, nn.Module]]:
+def build_blocks(model: Model, seed: int, wanted: Container[int] | None) -> Iterator[tuple[int, nn.Module]]:
     """Constructs the model's blocks one after the other.
 
     Args:

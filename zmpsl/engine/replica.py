@@ -25,7 +25,7 @@ from zmpsl.randomness import key
 from zmpsl.state import Flat, Layout, layout_of, optimizer_entries
 from zmpsl.transport.buffers import ALIGNMENT
 
-__all__ = ["Part", "Replica", "aligned", "learning_rate"]
+__all__ = ["Part", "Replica", "aligned", "learning_rate", "make_optimizer"]
 
 Key = tuple[int, int, int, int]  # round, local epoch, batch, micro-batch
 
@@ -127,7 +127,7 @@ class Replica:
         }
         trained = [p for block in self.blocks for p in block.parameters() if p.requires_grad]
         self._parameters = [(named[id(parameter)][0], parameter) for parameter in trained]
-        self._optimizer = _optimizer(base.job.optimizer, trained)
+        self._optimizer = make_optimizer(base.job.optimizer, trained)
         # A forward may change what is not trained, so that is always our own; so is averaged optimiser state.
         self._trained = {name for name, _ in self._parameters}
         self._saved: dict[Key, tuple[Tensor, Tensor]] = {}
@@ -255,7 +255,8 @@ class Replica:
             self._optimizer.zero_grad(set_to_none=True)
 
 
-def _optimizer(settings: Optimizer, parameters: Sequence[nn.Parameter]) -> torch.optim.Optimizer | None:
+def make_optimizer(settings: Optimizer, parameters: Sequence[nn.Parameter]) -> torch.optim.Optimizer | None:
+    """Gives the job's optimiser for some parameters; None where there are none."""
     if not parameters:
         return None
     if settings.name == "adam":

@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterable, Iterator
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 import yaml
@@ -17,7 +17,9 @@ from zmpsl.errors import JobError
 from zmpsl.job.schema import Job
 from zmpsl.job.text import read_yaml, write_yaml
 
-__all__ = ["check_job", "dump_job", "load_job", "parse_job"]
+__all__ = ["check_job", "dump_job", "load_job", "parse_as", "parse_job"]
+
+T = TypeVar("T")
 
 
 def load_job(path: Path | None, overrides: Iterable[str] = ()) -> Job:
@@ -41,13 +43,31 @@ def load_job(path: Path | None, overrides: Iterable[str] = ()) -> Job:
 
 def parse_job(text: str, source: str, overrides: Iterable[str] = ()) -> Job:
     """Reads a job from YAML text; `source` names it in messages. Raises JobError like `load_job`."""
+    job = parse_as(Job, text, source, overrides)
+    check_job(job, source)
+    return job
+
+
+def parse_as(kind: type[T], text: str, source: str, overrides: Iterable[str] = ()) -> T:
+    """Reads YAML text as a struct of some kind.
+
+    Args:
+        kind: A job, or another struct that forbids unknown fields.
+        text: The document.
+        source: Names it in messages.
+        overrides: Texts such as `train.rounds=5`.
+
+    Raises:
+        JobError: It is not of that kind; the message names file, line, key and the nearest valid key.
+    """
     tree, data = read_yaml(text, source)
     data = {} if data is None else data
     if not isinstance(data, dict):
-        raise JobError(f"{source}:1: a job is a mapping of keys to values, not a {type(data).__name__}")
+        what = "a job" if kind is Job else f"a {kind.__name__.lower()}"
+        raise JobError(f"{source}:1: {what} is a mapping of keys to values, not a {type(data).__name__}")
     origins: dict[tuple[str, ...], str] = {}
     for override in overrides:
-        origins[_override(data, override)] = f"--set {override}"
+        origins[_override(kind, data, override)] = f"--set {override}"
 
     def where(parts: list[str]) -> str:
         """Names the option or the line that a value came from."""
@@ -59,12 +79,10 @@ def parse_job(text: str, source: str, overrides: Iterable[str] = ()) -> Job:
     for parts, problem in _not_plain(data, []):
         raise JobError(f"{where(parts)}: {problem}")
     try:
-        job = msgspec.convert(data, Job, strict=True)
+        return msgspec.convert(data, kind, strict=True)
     except msgspec.ValidationError as error:
-        parts, problem = _explain(str(error), data)
+        parts, problem = _explain(kind, str(error), data)
         raise JobError(f"{where(parts)}: {problem}") from error
-    check_job(job, source)
-    return job
 
 
 def dump_job(job: Job) -> str:
@@ -75,12 +93,12 @@ def dump_job(job: Job) -> str:
 # -- overrides --------------------------------------------------------------------------------------------------------
 
 
-def _override(data: dict[str, Any], override: str) -> tuple[str, ...]:
+def _override(kind: type, data: dict[str, Any], override: str) -> tuple[str, ...]:
     key, equals, value = override.partition("=")
     path = key.strip().split(".")
     if not equals or not all(path):
         raise JobError(f"--set {override}: must look like train.rounds=5")
-    _check_path(path, override)
+    _check_path(kind, path, override)
     for part in path[:-1]:
         below = data.setdefault(part, {})
         if not isinstance(below, dict):
@@ -93,8 +111,8 @@ def _override(data: dict[str, Any], override: str) -> tuple[str, ...]:
     return tuple(path)
 
 
-def _check_path(path: list[str], override: str) -> None:
-    here: Any = Job
+def _check_path(kind: type, path: list[str], override: str) -> None:
+    here: Any = kind
     for depth, part in enumerate(path):
         names = _fields(here)
         if names is None:  # a free mapping, such as model.args
@@ -112,6 +130,14 @@ def _fields(kind: Any) -> dict[str, Any] | None:
     return None if isinstance(info, msgspec.inspect.DictType) else {}
 
 
+def _below(kind: Any, part: str) -> Any:
+    """Gives the type of a key of a section, or of an entry of a list of sections."""
+    info = _bare(msgspec.inspect.type_info(kind))
+    if part.isdigit() and isinstance(info, msgspec.inspect.ListType | msgspec.inspect.VarTupleType):
+        return _python_type(_bare(info.item_type))
+    return (_fields(kind) or {}).get(part, int)
+
+
 def _bare(info: msgspec.inspect.Type) -> msgspec.inspect.Type:
     while isinstance(info, msgspec.inspect.Metadata):
         info = info.type
@@ -121,6 +147,8 @@ def _bare(info: msgspec.inspect.Type) -> msgspec.inspect.Type:
 def _python_type(info: msgspec.inspect.Type) -> Any:
     if isinstance(info, msgspec.inspect.StructType):
         return info.cls
+    if isinstance(info, msgspec.inspect.ListType | msgspec.inspect.VarTupleType):
+        return list[_python_type(_bare(info.item_type))]  # type: ignore[misc]
     return dict if isinstance(info, msgspec.inspect.DictType) else int
 
 
@@ -165,7 +193,7 @@ _PATH = re.compile(r" - at `(?P<path>\$[^`]*)`$")
 _UNKNOWN = re.compile(r"contains unknown field `(?P<key>[^`]*)`")
 
 
-def _explain(message: str, data: dict[str, Any]) -> tuple[list[str], str]:
+def _explain(kind: type, message: str, data: dict[str, Any]) -> tuple[list[str], str]:
     """Turns msgspec's message into the path of the key and a message that names it."""
     found = _PATH.search(message)
     path = (found["path"] if found else "$").replace("[...]", ".*")
@@ -173,17 +201,17 @@ def _explain(message: str, data: dict[str, Any]) -> tuple[list[str], str]:
     unknown = _UNKNOWN.search(message)
     parts = [part for part in re.split(r"\.|\[(\d+)\]", path.removeprefix("$")) if part]
     if "*" in parts:
-        parts = _name_entry(parts, data)
+        parts = _name_entry(kind, parts, data)
     if unknown:
-        here: Any = Job
+        here: Any = kind
         for part in parts:
-            here = (_fields(here) or {}).get(part, int)
+            here = _below(here, part)
         parts.append(unknown["key"])
         return parts, f"unknown key {'.'.join(parts)!r}{_nearest(unknown['key'], _fields(here) or {})}"
     return parts, f"{'.'.join(parts) or 'the job'}: {text[0].lower()}{text[1:]}{_got(data, parts)}"
 
 
-def _name_entry(parts: list[str], data: Any) -> list[str]:
+def _name_entry(kind: type, parts: list[str], data: Any) -> list[str]:
     """Finds which entry of a free mapping is meant: the one that alone gives an error too."""
     above = parts[: parts.index("*")]
     for part in above:
@@ -193,7 +221,7 @@ def _name_entry(parts: list[str], data: Any) -> list[str]:
         for part in reversed(above):
             alone = {part: alone}
         try:
-            msgspec.convert(alone, Job, strict=True)
+            msgspec.convert(alone, kind, strict=True)
         except msgspec.ValidationError:
             return [*above, key]
     return above
@@ -250,6 +278,9 @@ def check_job(job: Job, source: str) -> None:
         *(f"owner-{i}" for i in range(job.owners)),
         *(f"node-{i}" for i in range(job.nodes)),
     }
+    _check_names(source, "emulate.slow_down", job.emulate.slow_down, known - {"aggregator"})
+    nodes = {name for name in known if name.startswith("node")}
+    _check_names(source, "planning.node_memory", job.planning.node_memory, nodes)
     for link in job.codec.links:
         ends = link.split(">")
         if len(ends) != 2 or not set(ends) <= known:
@@ -259,12 +290,18 @@ def check_job(job: Job, source: str) -> None:
             )
 
 
+def _check_names(source: str, key: str, names: Iterable[str], known: set[str]) -> None:
+    for name in names:
+        if name not in known:
+            raise JobError(f"{source}: {key}: {name!r} is not there; the first compute node is node-0, for instance")
+
+
 def _check_cuts(job: Job, source: str) -> None:
-    if job.cuts == "even":
+    if isinstance(job.cuts, str):
         return
     cuts = list(job.cuts)
     if job.first_cut is not None or job.last_cut is not None:
-        raise JobError(f"{source}: first_cut and last_cut are for cuts: even; here cuts are {cuts}")
+        raise JobError(f"{source}: first_cut and last_cut go with cuts: auto or even; here cuts are {cuts}")
     if any(low >= high for low, high in pairwise(job.cuts)):
         raise JobError(f"{source}: cuts {cuts} must rise strictly")
     if len(cuts) != job.parts - 1:

@@ -59,8 +59,9 @@ TAIL = """\
 
 - Give `compute_nodes` or `multihop_level`. Where both are given, the level is the number of compute nodes plus 2.
 - `cuts` as a list has one number less than there are parts. They rise strictly and lie below the model's number of
-  blocks. `first_cut` and `last_cut` go with `cuts: even` only.
-- `cuts: even` needs at least one block per compute node between `first_cut` and `last_cut`.
+  blocks. `first_cut` and `last_cut` go with `cuts: auto` and `cuts: even` only.
+- `cuts: auto` and `even` need at least one block per compute node between `first_cut` and `last_cut`.
+- `--resume` keeps the cuts that the run began with, whatever would be solved now.
 - `data.partition.sizes` goes with `kind: sizes` and only with it, and has one number per owner.
 - Every owner needs at least `train.batch_size` training samples.
 - `dirichlet` and `shards` need one label per sample, so they are not for text. `crop-flip` is for images only.

@@ -7,9 +7,8 @@ from typing import Annotated, Any, Literal
 from msgspec import Meta, Struct, field
 
 __all__ = [
-    "MEMORY_PATTERN", "Codec", "Data", "Evaluate", "Job", "LearningRate", "Model", "Network", "Optimizer", "Partition",
-    "Recover",
-    "Train",
+    "MEMORY_PATTERN", "Codec", "Data", "Emulate", "Evaluate", "Job", "LearningRate", "Model", "Network", "Optimizer",
+    "Partition", "Planning", "Recover", "Train",
 ]  # fmt: skip
 
 # The plan travels with every message as 32-bit numbers and owner lists; these limits keep it so.
@@ -251,6 +250,52 @@ class Recover(Settings, frozen=True, forbid_unknown_fields=True, kw_only=True):
     ] = 1.0
 
 
+class Planning(Settings, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """How `cuts: auto` is solved."""
+
+    solver: Annotated[
+        Literal["dp", "mip", "path"],
+        Meta(description="`dp` dynamic programme, `mip` python-mip, `path` shortest paths; all are exact"),
+    ] = "dp"
+    objective: Annotated[
+        Literal["pace", "sum"],
+        Meta(description="`pace`: the slowest node's seconds per batch; `sum`: the paper's L_fwd + L_back"),
+    ] = "pace"
+    memory_model: Annotated[
+        Literal["real", "paper"],
+        Meta(description="`real`: what a node needs; `paper`: weights and output activations of all replicas"),
+    ] = "real"
+    node_memory: Annotated[
+        dict[str, Annotated[int, Meta(ge=0)]],
+        Meta(description="bytes that compute nodes may use for their part, such as `node-0: 2000000000`"),
+    ] = field(default_factory=dict)
+    profile: Annotated[
+        str | None, Meta(description="file written by `zmpsl profile`, taken for all roles instead of measuring")
+    ] = None
+    budget_s: Annotated[
+        Seconds, Meta(description="seconds each role may measure, after one run of every block to warm up")
+    ] = 0.5
+    owner_bytes_per_s: Annotated[
+        Annotated[float, Meta(gt=0)] | None, Meta(description="rate of an owner's link, each way; null: as on loopback")
+    ] = None
+    node_bytes_per_s: Annotated[
+        Annotated[float, Meta(gt=0)] | None,
+        Meta(description="rate of the link between two compute nodes, each way; null: as on loopback"),
+    ] = None
+    latency_s: Annotated[
+        Annotated[float, Meta(ge=0)], Meta(description="latency of these links, where a rate is given")
+    ] = 0.0
+
+
+class Emulate(Settings, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Imitates slower devices; results do not change, times are no longer those of this machine."""
+
+    slow_down: Annotated[
+        dict[str, Annotated[float, Meta(ge=1, le=1000)]],
+        Meta(description="factor on the working time of `owner` (all), `owner-2`, `node-0`, ...; the rest is slept"),
+    ] = field(default_factory=dict)
+
+
 class Job(Settings, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """One training job."""
 
@@ -278,25 +323,27 @@ class Job(Settings, frozen=True, forbid_unknown_fields=True, kw_only=True):
         Meta(description="number of parts (the paper's P = N + 2), another way to say compute_nodes"),
     ] = None
     cuts: Annotated[
-        Literal["even"] | list[Count],
+        Literal["auto", "even"] | list[Count],
         Meta(
             description=(
-                "`even`: equal block counts on the compute nodes; or the index of the first block of parts 1, 2,"
-                " ..., P-1"
+                "`auto`: the roles measure the blocks and the best split is solved; `even`: equal block counts on the"
+                " compute nodes; or the index of the first block of parts 1, 2, ..., P-1"
             )
         ),
-    ] = "even"
+    ] = "auto"
     first_cut: Annotated[
-        Count | None, Meta(description="even: blocks of the owners' first part; 1 where not given")
+        Count | None, Meta(description="auto, even: blocks of the owners' first part; 1 where not given")
     ] = None
     last_cut: Annotated[
         Count | None,
-        Meta(description="even: index of the first block of the owners' last part; the last block where not given"),
+        Meta(description="auto, even: first block of the owners' last part; the last block where not given"),
     ] = None
     train: Annotated[Train, Meta(description="rounds, epochs, batches")] = Train()
     optimizer: Annotated[Optimizer, Meta(description="optimiser")] = Optimizer()
     evaluate: Annotated[Evaluate, Meta(description="evaluation")] = Evaluate()
     codec: Annotated[Codec, Meta(description="compression on the wire")] = Codec()
+    planning: Annotated[Planning, Meta(description="how `cuts: auto` is solved")] = Planning()
+    emulate: Annotated[Emulate, Meta(description="slower devices, imitated")] = Emulate()
     network: Annotated[Network, Meta(description="sockets, limits, deadlines")] = Network()
     recover: Annotated[Recover, Meta(description="lost roles")] = Recover()
     memory: Annotated[

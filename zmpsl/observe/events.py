@@ -77,7 +77,8 @@ class ProgressEvent(_Event, frozen=True, kw_only=True, tag="progress"):
     """How far the round is.
 
     `batches` are those done in this round over all owners, `busy` is each compute node's share of time (0 to 1) spent
-    working since the last progress event, `bytes` are all bytes that all roles have sent since the run began.
+    working since the last progress event, `bytes` are all bytes that all roles have sent since the run began,
+    `predicted_busy` is the share of the round that the planner expects each node to work.
     """
 
     round: int
@@ -88,10 +89,15 @@ class ProgressEvent(_Event, frozen=True, kw_only=True, tag="progress"):
     loss: float | None
     busy: dict[str, float]
     bytes: int
+    predicted_busy: dict[str, float] = {}
 
 
 class RoundEvent(_Event, frozen=True, kw_only=True, tag="round"):
-    """A round is over; `bytes` are those that all roles sent in it, `loss` is the mean over its samples."""
+    """A round is over; `bytes` are those that all roles sent in it, `loss` is the mean over its samples.
+
+    `predicted_s` is how long the planner expected its training and averaging to take, without storing;
+    `predicted_busy_s` how long it expected each compute node to train.
+    """
 
     round: int
     seconds: float
@@ -101,6 +107,7 @@ class RoundEvent(_Event, frozen=True, kw_only=True, tag="round"):
     bytes: int
     roles: dict[str, RoleStats]
     predicted_s: float | None = None
+    predicted_busy_s: dict[str, float] = {}
 
 
 class EvaluationEvent(_Event, frozen=True, kw_only=True, tag="evaluation"):

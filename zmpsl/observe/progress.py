@@ -154,7 +154,11 @@ def _progress_line(event: ProgressEvent, rounds: int | None) -> str:
     if event.loss is not None:
         pieces.append(f"loss {number(event.loss)}")
     if 0 < len(event.busy) <= 4:
-        shares = (f"{one_line(node)} {percent(share, 0)}" for node, share in event.busy.items())
+        shares = (
+            f"{one_line(node)} {percent(share, 0)}"
+            + (f" (expected {percent(event.predicted_busy[node], 0)})" if node in event.predicted_busy else "")
+            for node, share in event.busy.items()
+        )
         pieces.append(f"busy {', '.join(shares)}")
     elif event.busy:
         pieces.append(f"busy {percent(min(event.busy.values()), 0)} to {percent(max(event.busy.values()), 0)}")

@@ -226,7 +226,28 @@ def _time(run: Recorded) -> str:
                 f"Seconds per round, and what the cost model foresaw. {_miss(predicted, measured)}",
             )
         )
+    pieces += _expected_work(run)
     return "\n".join(pieces) if len(pieces) > 1 else ""
+
+
+def _expected_work(run: Recorded) -> list[str]:
+    """Tabulates how long each compute node was expected to work in a round beside how long it did."""
+    rounds = [event for event in run.rounds.values() if event.predicted_busy_s]
+    names = sorted({name for event in rounds for name in event.predicted_busy_s}, key=natural)
+    rows = []
+    for name in names[:_MAX_NODE_ROWS]:
+        both = [(event.predicted_busy_s[name], event.roles[name]) for event in rounds if name in event.roles]
+        if both:
+            expected = sum(seconds for seconds, _ in both) / len(both)
+            worked = sum(each.forward_s + each.backward_s + each.update_s for _, each in both) / len(both)
+            off = percent(expected / worked - 1) if worked > 0 else "-"
+            rows.append([one_line(name), duration(expected), duration(worked), off])
+    if not rows:
+        return []
+    return [
+        "<p>Work of each compute node per round, as planned from its profile and as measured.</p>",
+        table(["node", "predicted", "measured", "predicted is off by"], rows, numbers={1, 2, 3}),
+    ]
 
 
 def _miss(predicted: Mapping[int, float], measured: Mapping[int, float]) -> str:

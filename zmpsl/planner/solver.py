@@ -11,7 +11,7 @@ import numpy as np
 
 from zmpsl.errors import JobError
 from zmpsl.planner import dp, mip, path
-from zmpsl.planner.bound import orders, quick
+from zmpsl.planner.bound import least, orders, quick
 from zmpsl.planner.limits import Answer, Deadline, lower_bound
 from zmpsl.planner.manual import even_split, greedy_split
 from zmpsl.planner.problem import NodeSpec, Problem
@@ -20,7 +20,7 @@ from zmpsl.planner.stages import Run, Stages, build
 from zmpsl.planner.table import Table, in_order
 from zmpsl.planner.tighten import keep, tighten
 
-__all__ = ["Backend", "solve"]
+__all__ = ["Backend", "solve", "solve_in_order"]
 
 Backend = Literal["dp", "mip", "path"]
 BACKENDS = {"dp": dp.solve, "mip": mip.solve, "path": path.solve}
@@ -70,6 +70,22 @@ def solve(problem: Problem, backend: Backend = "dp", time_limit_s: float | None 
     if not answer.best[1]:
         raise _infeasible(problem)
     return _solution(problem, stages, answer, backend, start_s)
+
+
+def solve_in_order(problem: Problem) -> Solution:
+    """Finds the best split with the nodes in the order in which the problem lists them; exact.
+
+    Raises:
+        Infeasible: No split meets all limits. The message tells what the nearest split lacks, in whichever order.
+    """
+    start_s = time.perf_counter()
+    stages = build(problem)
+    types = {name: number for number, kind in enumerate(stages.types) for name in kind.names}
+    order = [types[node.name] for node in problem.nodes]
+    best, _ = least(problem, stages, lambda costs, op: in_order(stages, order, costs, op))
+    if not best[1]:
+        raise _infeasible(problem)
+    return _solution(problem, stages, Answer(best, True, "all splits in the given order were compared"), "dp", start_s)
 
 
 def _rough_limit(problem: Problem) -> float:

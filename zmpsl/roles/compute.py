@@ -7,14 +7,16 @@ from collections.abc import Iterator
 import torch
 
 from zmpsl.checkpoint import load_state, prune, save_parts
-from zmpsl.engine.build import check_model
+from zmpsl.engine.build import check_model, summarise
 from zmpsl.engine.compute import ComputeEngine
+from zmpsl.engine.profile import inputs_like
 from zmpsl.errors import CheckpointError, RemoteProtocolError
-from zmpsl.messages import Accuse, Prepared, Ready
-from zmpsl.plan import Activation, Plan, node_name, owner_name
+from zmpsl.messages import Accuse, Measure, Prepared, Ready
+from zmpsl.plan import Activation, Plan, micro_samples, middle_blocks, node_name, owner_name
 from zmpsl.pool.budget import Limits, Watch, limits_here
 from zmpsl.roles.actions import Action, Connect, Say, Send
 from zmpsl.roles.member import NOT_FINITE, Member
+from zmpsl.roles.profiling import profiled
 from zmpsl.transport.allocator import give_back_freed_memory
 from zmpsl.transport.task import Op, Task
 from zmpsl.transport.wire import OWNER_SENDER
@@ -55,6 +57,15 @@ class ComputeNode(Member):
         super().inspect(task)
         if task.op is Op.BACKWARD:
             self.engine.expect_gradient(task)
+
+    def measure(self, message: Measure) -> Iterator[Action]:
+        """Profiles the blocks between the first and the last cut."""
+        job, shape, dtype = message.job, message.input_shape, message.input_dtype
+        if self.own_process:
+            torch.set_num_threads(job.threads)
+        blocks = summarise(job.model)
+        inputs = inputs_like(shape, dtype, micro_samples(job))
+        yield Say(profiled(job, blocks, middle_blocks(job, len(blocks)), inputs))
 
     def build(self, plan: Plan) -> Iterator[Action]:
         """Builds the part, loads its checkpoint where a run goes on, opens links to the neighbours."""

@@ -12,29 +12,29 @@ older versions is recognised and dropped.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator
 
-from zmpsl.checkpoint import Record, write_index, write_record, write_text
-from zmpsl.errors import JobError, JoinError, LocalProtocolError, RemoteProtocolError, ZmpslError
-from zmpsl.job.load import check_job, dump_job
+from zmpsl.checkpoint import write_index, write_record
+from zmpsl.errors import JobError, JoinError, RemoteProtocolError, ZmpslError
+from zmpsl.job.load import check_job
 from zmpsl.job.schema import Job, Network
 from zmpsl.messages import (
     Accuse,
     Begin,
     Broken,
     Committed,
-    Describe,
     Described,
     Evaluate,
     Evaluated,
     FromManager,
     Join,
     Leave,
+    OfPlan,
     Paused,
     Ping,
     Prepared,
     Probe,
+    Profiled,
     Progress,
     Publish,
     Ready,
@@ -45,19 +45,18 @@ from zmpsl.messages import (
     Trouble,
     Welcome,
 )  # fmt: skip
-from zmpsl.plan import AGGREGATOR, Block, Plan, check_cuts, fingerprint, node_name, owner_name
+from zmpsl.plan import Plan
 from zmpsl.roles.actions import Action, Tell
-from zmpsl.roles.admission import Places
 from zmpsl.roles.manager_state import Phase
-from zmpsl.roles.recovering import Recovering
-from zmpsl.roles.roster import Seat, check_said, listed
+from zmpsl.roles.publishing import Publishing
+from zmpsl.roles.roster import Seat, check_said
 
 __all__ = ["Manager"]
 
 PING_EVERY_S = 0.5
 
 
-class Manager(Recovering):
+class Manager(Publishing):
     """Places roles, plans, and commits rounds."""
 
     # -- what a driver calls ------------------------------------------------------------------------------------------
@@ -145,14 +144,22 @@ class Manager(Recovering):
                 yield from self.finish(message.exit_code, message.text)
             case Described():
                 yield from self._described(message)
+            case Profiled() if self._cutting is not None:
+                yield from self._cut(self._cutting, self._cutting.hear(seat, message))
             case Ready():
                 yield from self._ready(seat, message)
             case Paused():
                 seat.paused = max(seat.paused, message.plan)
                 yield from self._maybe_describe()
                 yield from self._maybe_replan()
-            case _ if self.plan is None or message.plan != self.plan.version or self.phase is Phase.RECOVERING:
-                return  # of a plan that is void
+            case Progress() | Trained() | Prepared() | Evaluated() | Broken():
+                plan = self.plan
+                if plan is not None and message.plan == plan.version and self.phase is not Phase.RECOVERING:
+                    yield from self._hear_of_round(seat, message)
+
+    def _hear_of_round(self, seat: Seat, message: OfPlan) -> Iterator[Action]:
+        """Takes what a member says of the current plan; what it says of a void one is not heard."""
+        match message:
             case Broken():
                 self.recovery.suspect(message.peer, message.text or f"{seat} lost its connection to {message.peer}")
             case Progress():
@@ -221,103 +228,24 @@ class Manager(Recovering):
             yield Tell(seat.identity, Refused(exit_code=JoinError.exit_code, text=text))
         yield from self._maybe_describe()
 
-    # -- the plan -----------------------------------------------------------------------------------------------------
-
-    def _who_is_missing(self, job: Job) -> str:
-        missing = self.roster.missing(job)
-        if missing:
-            return (
-                f"still missing: {listed(missing)}; start them with `zmpsl compute|owner|aggregator --manager ADDRESS`"
-            )
-        return f"not ready: {listed(seat.place for seat in self.roster if not seat.ready)}"
-
-    def _maybe_describe(self) -> Iterator[Action]:
-        if self.job is None or self.phase is not Phase.GATHERING or self.roster.missing(self.job):
-            return
-        if any(seat.paused < seat.join.plan for seat in self.roster):  # they worked for a manager before this one
-            return
-        self.phase = Phase.DESCRIBING
-        asked = next(seat for seat in self.roster if seat.place == owner_name(0))
-        yield Tell(asked.identity, Describe(job=self.job))
-
-    def _described(self, message: Described) -> Iterator[Action]:
-        if self.job is None or self.phase is not Phase.DESCRIBING:
-            return
-        self._described_as, blocks = message, message.blocks
-        self._run = self._run or f"{self.job.name}-{time.strftime('%Y%m%d-%H%M%S')}"
-        # Above every plan of which something may still be under way, when this manager follows one that was lost.
-        version = 1 + max(self.record.plan if self.record else 0, *(seat.join.plan for seat in self.roster))
-        yield from self._publish(version, blocks, check_cuts(self.job, len(blocks)))
-
-    def _publish(self, version: int, blocks: tuple[Block, ...], bounds: tuple[int, ...]) -> Iterator[Action]:
-        if self.job is None or self._run is None:
-            raise LocalProtocolError("a plan needs a job")
-        start, digests = self._resume_point(blocks)
-        joins = {seat.place: seat.join for seat in self.roster}
-        places = Places(self.job, blocks, bounds, self._described_as.footprints, joins)
-        self._training, self._evaluating = places.training, places.evaluating
-        self.plan = Plan(
-            version=version,
-            run=self._run,
-            job=self.job,
-            blocks=blocks,
-            outputs=self._described_as.outputs,
-            bounds=bounds,
-            aggregator=self.roster.peer(AGGREGATOR),
-            nodes=tuple(self.roster.peer(node_name(hop)) for hop in range(self.job.nodes)),
-            owners=tuple(self.roster.peer(owner_name(index)) for index in range(self.job.owners)),
-            start_round=start,
-            digests=digests,
-            stored=self.record.bounds if start and self.record is not None and self.record.bounds != bounds else (),
-            footprints=self._described_as.footprints,
-            rooms=places.rooms,
-            in_flight=places.training.limit,
-            recompute=tuple(memory.recompute for memory in places.parts),
-        )
-        if self.record is None:
-            self.record = Record(
-                run=self._run, job=self.job, bounds=bounds, fingerprint=fingerprint(blocks), committed={}
-            )
-        self.record.job, self.record.plan = self.job, version
-        if self.folder is not None:
-            write_record(self.folder, self.record)
-            write_text(self.folder / "job.yaml", dump_job(self.job).encode())
-            self.board.log_to(self.folder)
-        self.board.planned(self.plan)
-        if places.training.limit < len(self.plan.active):
-            self.board.notice(str(places))
-        self.phase, self._since = Phase.BUILDING, None
-        for seat in self.roster:
-            if not seat.standby:
-                seat.planned, seat.ready, seat.paused = True, False, 0
-        for identity in self._everybody():
-            yield Tell(identity, Publish(plan=self.plan))
-
-    def _resume_point(self, blocks: tuple[Block, ...]) -> tuple[int, dict[str, str]]:
-        record = self.record
-        if record is None or record.last < 0:
-            return 0, {}
-        if record.fingerprint != fingerprint(blocks):
-            raise JobError(
-                f"run {record.run} was made with model fingerprint {record.fingerprint}, now it is"
-                f" {fingerprint(blocks)}; a run can only go on with the same model"
-            )
-        return record.last + 1, record.committed[record.last]
+    # -- rounds -------------------------------------------------------------------------------------------------------
 
     def _ready(self, seat: Seat, message: Ready) -> Iterator[Action]:
         if self.phase is not Phase.BUILDING or self.plan is None or message.plan != self.plan.version:
             return
         seat.ready = True
         self.board.batches_total += message.batches
+        if self._cutting is not None:
+            self._cutting.batches[seat.place] = message.batches
         if all(each.ready for each in self.roster if each.planned):
             self.round = self.plan.start_round
+            cutting = self._cutting
+            self.board.expected = cutting.expect() if cutting and cutting.bounds == self.plan.bounds else None
             if self.recovery.unscored == self.round - 1:
                 self.round -= 1
                 yield from self._evaluate(self.plan)
             else:
                 yield from self._begin_or_finish()
-
-    # -- rounds -------------------------------------------------------------------------------------------------------
 
     def _begin_or_finish(self) -> Iterator[Action]:
         if self.job is not None and self.round >= self.job.train.rounds:

@@ -13,6 +13,7 @@ from zmpsl.messages import Described, Finish, FromManager
 from zmpsl.plan import Block, Plan
 from zmpsl.roles.actions import Action, Stop, Tell
 from zmpsl.roles.admission import Admission
+from zmpsl.roles.planning import CutPlanning
 from zmpsl.roles.recovery import Recovery
 from zmpsl.roles.roster import Roster
 from zmpsl.roles.scoreboard import Scoreboard
@@ -63,6 +64,7 @@ class ManagerState(ABC):
         self._pinged_at = 0.0
         self._digests: dict[str, str] = {}
         self._described_as = Described(blocks=())
+        self._cutting: CutPlanning | None = None
         self._training, self._evaluating = Admission(), Admission()
         if self.folder is not None:
             self.board.log_to(self.folder)

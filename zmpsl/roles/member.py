@@ -24,6 +24,7 @@ from zmpsl.messages import (
     Finish,
     FromManager,
     Join,
+    Measure,
     Pause,
     Paused,
     Progress,
@@ -114,6 +115,9 @@ class Member:
             case Describe():
                 self._consent(message.job)
                 yield from self.describe(message)
+            case Measure():
+                self._consent(message.job)
+                yield from self.measure(message)
             case Publish():
                 yield from self._publish(message.plan)
             case Pause():
@@ -212,6 +216,10 @@ class Member:
         """Gives the block list of a model; only data owners are asked."""
         yield from ()
 
+    def measure(self, message: Measure) -> Iterator[Action]:
+        """Profiles the blocks it could hold; one data owner and some compute nodes are asked."""
+        yield from ()
+
     def begin(self, round_: int) -> Iterator[Action]:
         """Starts to train a round."""
         yield from ()
@@ -259,6 +267,8 @@ class Member:
         self._consent(plan.job)
         self.plan = plan
         self.round = plan.start_round
+        slow = plan.job.emulate.slow_down
+        self.meter.slow_down = slow.get(self.place, slow.get(self.role, 1.0))
         if self.folder is not None:
             self.meter.record_to(self.folder, self.place)
         yield from self.build(plan)

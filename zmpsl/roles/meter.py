@@ -13,7 +13,7 @@ from zmpsl.transport.task import Task
 
 __all__ = ["Meter"]
 
-_KINDS = {"F": "forward_s", "L": "forward_s", "E": "forward_s", "B": "backward_s", "U": "update_s"}
+_KINDS = {"F": "forward_s", "L": "forward_s", "B": "backward_s", "U": "update_s"}
 
 
 class Meter:
@@ -22,6 +22,9 @@ class Meter:
     Args:
         traffic: Gives bytes sent, bytes received and messages rejected since the start.
     """
+
+    # Factor on the time that work takes, where a slower device is imitated; the rest is slept.
+    slow_down = 1.0
 
     def __init__(self, traffic: Callable[[], tuple[int, int, int]]) -> None:
         self._traffic = traffic
@@ -37,11 +40,18 @@ class Meter:
 
     @contextmanager
     def measure(self, op: str, task: Task) -> Iterator[None]:
-        """Times one piece of work: F forward, B backward, U update, L last part, E evaluation, A averaging."""
-        start = time.perf_counter_ns()
+        """Times one piece of work: F forward, B backward, U update, L last part, E evaluation, A averaging.
+
+        Evaluation and averaging are no part of the seconds of a round's training.
+        """
+        start, worked = time.perf_counter_ns(), time.thread_time()
         yield
-        end = time.perf_counter_ns()
         kind = _KINDS.get(op)
+        if self.slow_down > 1 and op != "A":
+            # Processor time, not time on the clock: what others on this machine take from us is not to be multiplied.
+            target_s = self.slow_down * (time.thread_time() - worked)
+            time.sleep(max(0.0, target_s - (time.perf_counter_ns() - start) / 1e9))
+        end = time.perf_counter_ns()
         if kind is not None:
             self._seconds[kind] = self._seconds.get(kind, 0.0) + (end - start) / 1e9
         self._tasks += 1

@@ -25,10 +25,11 @@ from zmpsl.engine.footprint import model_footprints
 from zmpsl.engine.owner import OwnerEngine
 from zmpsl.errors import DataError, RemoteProtocolError
 from zmpsl.job.schema import Data, Job
-from zmpsl.messages import Describe, Described, Evaluated, Progress, Ready, Trained
-from zmpsl.plan import AGGREGATOR, Activation, Plan, node_name
+from zmpsl.messages import Describe, Described, Evaluated, Measure, Progress, Ready, Trained
+from zmpsl.plan import AGGREGATOR, Activation, Plan, micro_samples, middle_blocks, node_name
 from zmpsl.roles.actions import Action, Connect, Say, Send
 from zmpsl.roles.member import Member
+from zmpsl.roles.profiling import profiled
 from zmpsl.state import digest
 from zmpsl.transport.task import Op, Task
 from zmpsl.transport.wire import OWNER_SENDER
@@ -69,7 +70,7 @@ class DataOwner(Member):
         job = message.job
         train = self._read(job).train
         sample = torch.from_numpy(train.batch(np.arange(2) % len(train))[0])
-        size = -(-job.train.batch_size // job.train.micro_batches)
+        size = micro_samples(job)
         yield Say(
             Described(
                 blocks=summarise(job.model),
@@ -96,6 +97,18 @@ class DataOwner(Member):
         if task.tensor is None or len(task.tensor) != samples:
             raise RemoteProtocolError(f"{task}: owner {self.index} has {samples} samples in that batch")
 
+    def measure(self, message: Measure) -> Iterator[Action]:
+        """Profiles the first and the last part on data of its own; the data are kept for `build`."""
+        job, index = message.job, int(self.place.rpartition("-")[2])
+        if self.own_process:
+            torch.set_num_threads(job.threads)
+        self.data, self._data_of = self._load_data(job, index), job
+        blocks = summarise(job.model)
+        middle = middle_blocks(job, len(blocks))
+        inputs, _ = self.data.train.batch(np.arange(micro_samples(job)))
+        ends = [number for number in range(len(blocks)) if number not in middle]
+        yield Say(profiled(job, blocks, ends, torch.from_numpy(inputs)))
+
     def build(self, plan: Plan) -> Iterator[Action]:
         """Loads the data, builds both parts, opens links to the chain's ends and the aggregator."""
         self.index = [peer.name for peer in plan.owners].index(self.place)
@@ -104,7 +117,7 @@ class DataOwner(Member):
             torch.set_num_threads(plan.job.threads)
         check_model(plan, self.place)
         if self._data_of != plan.job:  # a plan that only follows a lost role changes nothing
-            self.data, self._data_of = self._load_data(plan), plan.job
+            self.data, self._data_of = self._load_data(plan.job, self.index), plan.job
         self.engine = OwnerEngine(plan, self.index)
         self._tally = Tally()
         ends = {peer.name: peer.endpoint for peer in (plan.nodes[0], plan.nodes[-1], plan.aggregator)}
@@ -338,16 +351,15 @@ class DataOwner(Member):
                 raise DataError(f"{self.place}: {error}") from error
         return self._split[1]
 
-    def _load_data(self, plan: Plan) -> OwnerData:
-        job = plan.job
+    def _load_data(self, job: Job, index: int) -> OwnerData:
         split, self._split = self._read(job), None
         try:
-            mine = owner_data(split, job.data, job.evaluate, len(plan.owners), self.index, job.seed)
+            mine = owner_data(split, job.data, job.evaluate, job.owners, index, job.seed)
         except DataError as error:
             raise DataError(f"{self.place}: {error}") from error
         if len(mine.train) < job.train.batch_size:
             raise DataError(
-                f"owner {self.index} has {len(mine.train)} training samples, fewer than one batch of"
+                f"owner {index} has {len(mine.train)} training samples, fewer than one batch of"
                 f" {job.train.batch_size} (train.batch_size); use a smaller batch, fewer owners or another"
                 " data.partition"
             )

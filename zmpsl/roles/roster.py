@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from zmpsl import __version__
 from zmpsl.errors import JoinError, RemoteProtocolError
 from zmpsl.job.schema import Job
-from zmpsl.messages import PROTOCOL, Accuse, Described, Evaluated, Join, Prepared, ToManager, Trained
+from zmpsl.messages import PROTOCOL, Accuse, Described, Evaluated, Join, Prepared, Profiled, ToManager, Trained
 from zmpsl.plan import AGGREGATOR, Peer, node_name, owner_name
 
 __all__ = ["NEW", "Roster", "Seat", "check_said", "listed", "places_of"]
@@ -43,6 +43,7 @@ def check_said(seat: Seat, message: ToManager) -> None:
     role, place = seat.join.role, seat.place
     right = {
         Described: place == owner_name(0),
+        Profiled: role != AGGREGATOR,
         Trained: role == "owner",
         Evaluated: role == "owner",
         Prepared: role != "owner" and isinstance(message, Prepared) and set(message.digests) == {place},

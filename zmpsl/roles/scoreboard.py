@@ -21,16 +21,22 @@ from zmpsl.observe.events import (
     RoundEvent,
 )
 from zmpsl.plan import Plan
+from zmpsl.planner.predict import Prediction
 
 __all__ = ["Scoreboard"]
 
 
 class Scoreboard:
-    """Gathers numbers; `listeners` are called with every event."""
+    """Gathers numbers; `listeners` are called with every event.
+
+    Attributes:
+        expected: What the planner expects of every round, None where it knows nothing.
+    """
 
     def __init__(self) -> None:
         self.listeners: list[Callable[[Event], None]] = []
         self.batches_total = 0
+        self.expected: Prediction | None = None
         self._log: EventLog | None = None
         self._started = self._began = time.time()
         self._owners: dict[str, Progress | Trained] = {}
@@ -73,6 +79,7 @@ class Scoreboard:
                 parts=parts,
                 owners=len(plan.active),
                 nodes=self._nodes,
+                emulated=bool(plan.job.emulate.slow_down),
             )
         )
 
@@ -126,6 +133,7 @@ class Scoreboard:
                 loss=loss,
                 busy=shares,
                 bytes=self._bytes_before + sum(stats.sent_bytes for stats in self._stats.values()),
+                predicted_busy=self.expected.busy if self.expected is not None and phase == "training" else {},
             )
         )
 
@@ -146,6 +154,8 @@ class Scoreboard:
                 batches=batches,
                 bytes=sent,
                 roles=roles,
+                predicted_s=self.expected.round_s + self.expected.average_s if self.expected is not None else None,
+                predicted_busy_s=self.expected.busy_s if self.expected is not None else {},
             )
         )
         self._emit(CommitEvent(time=now, round=round_, digests=digests))

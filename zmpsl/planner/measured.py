@@ -1,0 +1,244 @@
+"""From profiles to the planner's values: the split problem of a job on its real nodes, and the chain of a split.
+
+All seconds are for one whole batch. A profile is for one micro-batch of b samples, so its seconds count m times, m
+being the micro-batches of a batch; an update counts once. Memory is what a node of zmpsl needs, or, with the memory
+model `paper`, the d_j of MP-SL (2402.00208) eq. (8): K * (weights + output activations).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from itertools import pairwise
+
+from msgspec import Struct
+
+from zmpsl.errors import JobError
+from zmpsl.job.schema import Job
+from zmpsl.plan import micro_samples, middle_blocks, owner_name
+from zmpsl.planner.cost import Chain, Owners, PartTime, Transfers
+from zmpsl.planner.problem import BlockCost, BlockTime, CutCost, NodeLink, NodeSpec, Problem
+from zmpsl.profiles import BlockProfile, Profile, check_profile, optimizer_name, require
+
+__all__ = [
+    "LOOPBACK",
+    "Measured",
+    "MeasuredNode",
+    "chain_of",
+    "micro_samples",
+    "owners_of",
+    "problem_of",
+    "transfers_of",
+]
+
+# What a link is taken for where nobody says: TCP between two processes of one machine, with our own work on a message.
+LOOPBACK = NodeLink(1e9, 2e-4)
+# The accumulator of a float32 state holds two float64 for every element.
+ACCUMULATOR = 4
+
+
+class MeasuredNode(Struct, frozen=True):
+    """A compute node with its profile; `memory_bytes` and `link` are None where there is no limit and no news."""
+
+    name: str
+    profile: Profile
+    memory_bytes: float | None = None
+    link: NodeLink | None = None
+
+
+class Measured(Struct, frozen=True):
+    """All that is known before a job is cut.
+
+    Attributes:
+        job: The job; its first and last cut, batch size, micro-batches and memory model count.
+        nodes: The compute nodes.
+        owner: Profile of the first and last part on a data owner.
+        owner_link: An owner's link, both ways; None is `LOOPBACK`.
+        replicas: Replicas a node holds at a time; None is one per owner.
+
+    Raises:
+        JobError: A profile is damaged, or of something else than this job; the message names node and block.
+    """
+
+    job: Job
+    nodes: tuple[MeasuredNode, ...]
+    owner: Profile
+    owner_link: NodeLink | None = None
+    replicas: int | None = None
+
+    def __post_init__(self) -> None:
+        if not self.nodes:
+            raise JobError("no compute node has been profiled; give the profile of at least one")
+        check_profile(self.owner, "owner")
+        first, last, samples = self.first_cut, self.last_cut, micro_samples(self.job)
+        optimizer = optimizer_name(self.job.optimizer)
+        ends = [*range(first), *range(last, self.owner.model_blocks)]
+        require(self.owner, "owner", self.owner.fingerprint, samples, optimizer, ends)
+        for node in self.nodes:
+            where = f"node {node.name!r}"
+            check_profile(node.profile, where)
+            required = range(first, last)
+            require(node.profile, where, self.owner.fingerprint, samples, optimizer, required)
+
+    @property
+    def first_cut(self) -> int:
+        """First block that a node may hold."""
+        return self._middle.start
+
+    @property
+    def last_cut(self) -> int:
+        """First block of the owners' last part."""
+        return self._middle.stop
+
+    @property
+    def _middle(self) -> range:
+        cuts = self.job.cuts
+        return middle_blocks(self.job, self.owner.model_blocks) if isinstance(cuts, str) else range(cuts[0], cuts[-1])
+
+    @property
+    def micro_batches(self) -> int:
+        """Pieces a batch is cut into."""
+        return min(self.job.train.micro_batches, self.job.train.batch_size)
+
+    @property
+    def in_flight(self) -> int:
+        """Micro-batches of one owner whose activations a node keeps at a time."""
+        gpipe = self.job.train.schedule == "gpipe"
+        return self.micro_batches if gpipe else min(self.micro_batches, self.job.parts)
+
+    def block(self, index: int) -> BlockProfile:
+        """Gives a block's bytes, which are the same on every device."""
+        found = self.nodes[0].profile.blocks.get(index) or self.owner.blocks.get(index)
+        if found is None:
+            raise JobError(f"block {index} is in no profile")
+        return found
+
+
+def problem_of(measured: Measured) -> Problem:
+    """Gives the split problem of a job: blocks between the owners' parts, on the nodes as they were measured.
+
+    Each node's own median seconds count, its fixed seconds per task, and the link it was given.
+
+    Raises:
+        JobError: A number cannot be; the message names block, cut or node.
+    """
+    job, first, last = measured.job, measured.first_cut, measured.last_cut
+    blocks, m = [], measured.micro_batches
+    for index in range(first, last):
+        one = measured.block(index)
+        time = _times(measured.nodes[0].profile, [one], m)[0]
+        need = _memory(measured, one)
+        blocks.append(
+            BlockCost(one.name, time.forward_s, time.backward_s, time.update_s, need, float(one.parameter_bytes))
+        )
+    everything = math.fsum(measured.block(index).parameter_bytes for index in range(measured.owner.model_blocks))
+    return Problem(
+        tuple(blocks),
+        tuple(_spec(measured, node) for node in measured.nodes),
+        tuple(_cut(measured, index) for index in range(first, last + 1)),
+        objective=job.planning.objective,
+        first_block=first,
+        model_parameter_bytes=everything,
+    )
+
+
+def chain_of(measured: Measured, bounds: Sequence[int], order: Sequence[str]) -> Chain:
+    """Gives the chain that a split makes.
+
+    Args:
+        measured: What was measured.
+        bounds: Of all P parts, P + 1 block numbers.
+        order: Names of the nodes, in hop order.
+    """
+    nodes = {node.name: node for node in measured.nodes}
+    pairs = zip(order, range(1, len(bounds) - 2), strict=True)
+    parts = tuple(
+        _part(nodes[name].profile, range(bounds[p], bounds[p + 1]), measured.micro_batches) for name, p in pairs
+    )
+    links = tuple(nodes[name].link or LOOPBACK for name in order[1:])
+    return Chain(parts, links)
+
+
+def owners_of(measured: Measured, batches: int | tuple[int, ...]) -> Owners:
+    """Gives the owners with their own parts and links; `batches` are those of a whole round, of all or of each."""
+    m, count = measured.micro_batches, measured.owner.model_blocks
+    first = _part(measured.owner, range(measured.first_cut), m)
+    last = _part(measured.owner, range(measured.last_cut, count), m)
+    slow = measured.job.emulate.slow_down
+    each = [slow.get(owner_name(index), slow.get("owner", 1.0)) for index in range(measured.job.owners)]
+    return Owners(
+        measured.job.owners,
+        tuple(_slower(first, factor) for factor in each),
+        tuple(_slower(last, factor) for factor in each),
+        measured.owner_link or LOOPBACK,
+        batches=batches,
+    )
+
+
+def transfers_of(measured: Measured, bounds: Sequence[int]) -> Transfers:
+    """Gives what crosses the cuts of a split in one batch, without a codec, and the bytes of every part."""
+    cuts = tuple(float(measured.micro_batches * measured.block(cut - 1).output_bytes) for cut in bounds[1:-1])
+    parts = [range(start, stop) for start, stop in pairwise(bounds)]
+    sizes = tuple(math.fsum(measured.block(index).state_bytes for index in part) for part in parts)
+    return Transfers(cuts, cuts, sizes)
+
+
+def _times(profile: Profile, blocks: Sequence[BlockProfile], m: int) -> list[BlockTime]:
+    by = profile.slow_down
+    return [
+        BlockTime(
+            by * m * one.forward.median_s, by * m * one.backward.median_s, by * one.update.median_s
+        )
+        for one in blocks
+    ]  # fmt: skip
+
+
+def _fixed_s(profile: Profile, m: int) -> float:
+    """What comes on top of a batch's forward, and of its backward: m tasks, and half a step each."""
+    return profile.slow_down * (m * profile.task_s + profile.step_s / 2)
+
+
+def _part(profile: Profile, indices: range, m: int) -> PartTime:
+    times = _times(profile, [profile.blocks[index] for index in indices], m)
+    tasks = profile.slow_down * m * profile.task_s
+    return PartTime(
+        tasks + math.fsum(time.forward_s for time in times),
+        tasks + math.fsum(time.backward_s for time in times),
+        profile.slow_down * profile.step_s + math.fsum(time.update_s for time in times),
+    )
+
+
+def _slower(part: PartTime, factor: float) -> PartTime:
+    return PartTime(factor * part.forward_s, factor * part.backward_s, factor * part.update_s)
+
+
+def _spec(measured: Measured, node: MeasuredNode) -> NodeSpec:
+    blocks = [node.profile.blocks[index] for index in range(measured.first_cut, measured.last_cut)]
+    times, m = _times(node.profile, blocks, measured.micro_batches), measured.micro_batches
+    return NodeSpec(
+        node.name, memory_bytes=node.memory_bytes, overhead_s=_fixed_s(node.profile, m), link=node.link,
+        times=tuple(times),
+    )  # fmt: skip
+
+
+def _memory(measured: Measured, block: BlockProfile) -> float:
+    """Bytes a node needs for one block.
+
+    Base and accumulator once; weights, gradients, optimiser state and what autograd keeps for every replica.
+    """
+    if measured.job.planning.memory_model == "paper":
+        output = measured.micro_batches * block.output_bytes
+        return float(measured.job.owners * (block.parameter_bytes + output))
+    replicas = measured.replicas or measured.job.owners
+    saved = measured.in_flight * block.saved_bytes
+    replica = block.state_bytes + block.parameter_bytes + block.optimizer_bytes + saved
+    return float((1 + ACCUMULATOR) * block.state_bytes + replicas * replica)
+
+
+def _cut(measured: Measured, cut: int) -> CutCost:
+    """What crosses a cut, and the buffers it takes: every micro-batch in flight, received or not yet sent."""
+    size = measured.block(cut - 1).output_bytes
+    batch = float(measured.micro_batches * size)
+    paper = measured.job.planning.memory_model == "paper"
+    buffers = 0.0 if paper else float((measured.replicas or measured.job.owners) * measured.in_flight * size)
+    return CutCost(batch, batch, buffers)

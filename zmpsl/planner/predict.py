@@ -1,0 +1,150 @@
+"""What a split is expected to do: seconds per round, and how busy every node will be.
+
+A round is played (`simulate`), or, where SimPy is missing, bounded in closed form. Roles that share a machine cannot
+be faster than its cores: their processor seconds divided by the cores are a second bound.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import math
+from collections.abc import Mapping, Sequence
+
+from msgspec import Struct
+
+from zmpsl.planner.cost import Owners, pace
+from zmpsl.planner.measured import LOOPBACK, Measured, chain_of, owners_of, transfers_of
+from zmpsl.planner.simulate import simulate
+
+__all__ = ["Prediction", "predict"]
+
+# Batches per owner that are played; a longer round goes on at the pace it has reached by then.
+MOST_PLAYED = 60
+MOST_EVENTS = 60_000
+
+
+class Prediction(Struct, frozen=True):
+    """A split's expected round.
+
+    Attributes:
+        round_s: Seconds of training, without averaging.
+        average_s: Seconds until the last node and the aggregator have averaged; storing is not in it.
+        busy_s: Seconds each node works, by name.
+        pace_s: Least seconds between two batches of a full pipe.
+        bottleneck: What sets it.
+        round_trip_s: One batch alone in the pipe.
+        owners_to_fill: Owners needed to fill the pipe, K_min.
+        micro_batches_to_fill: The least number of micro-batches with which the job's owners fill it; None where none
+            is enough.
+    """
+
+    round_s: float
+    average_s: float
+    busy_s: dict[str, float]
+    pace_s: float
+    bottleneck: str
+    round_trip_s: float
+    owners_to_fill: float
+    micro_batches_to_fill: int | None
+
+    @property
+    def busy(self) -> dict[str, float]:
+        """Share of the round that each node works, 0 to 1."""
+        return {name: min(1.0, busy / self.round_s) if self.round_s else 0.0 for name, busy in self.busy_s.items()}
+
+
+def predict(
+    measured: Measured,
+    bounds: Sequence[int],
+    order: Sequence[str],
+    batches: tuple[int, ...],
+    hosts: Mapping[str, Sequence[str]] | None = None,
+) -> Prediction:
+    """Predicts a round.
+
+    Args:
+        measured: What was measured.
+        bounds: Of all P parts, P + 1 block numbers.
+        order: Names of the nodes, in hop order.
+        batches: Batches of each owner in one round, over all local epochs.
+        hosts: Which roles share a machine: lists of node names, and of "owner" as often as owners are there.
+
+    Raises:
+        JobError: The split does not fit what was measured.
+    """
+    chain, transfers = chain_of(measured, bounds, order), transfers_of(measured, bounds)
+    owners = owners_of(measured, batches)
+    flow = pace(chain, owners, transfers)
+    total = sum(batches)
+    seconds = _play_s(measured, bounds, order, batches)
+    busy = {name: total * part.all_s for name, part in zip(order, chain.parts, strict=True)}
+    work = _processor_s(measured, bounds, order, batches, owners)
+    for names in (hosts or {}).values():
+        cores = min(p.cores for p in (measured.owner, *(node.profile for node in measured.nodes)))
+        seconds = max(seconds, math.fsum(work[name] for name in names) / cores)
+    return Prediction(
+        seconds,
+        _average_s(measured, transfers.part_bytes, order, bool(hosts)),
+        busy,
+        flow.pace_s,
+        _named(flow.bottleneck, order),
+        max(flow.round_trip_s),
+        flow.owners_to_fill,
+        flow.micro_batches,
+    )
+
+
+def _named(bottleneck: str, order: Sequence[str]) -> str:
+    kind, _, hop = bottleneck.partition(" ")
+    return order[int(hop)] if kind == "node" else f"link {order[int(hop)]}>{order[int(hop) + 1]}"
+
+
+def _average_s(measured: Measured, part_bytes: Sequence[float], order: Sequence[str], shared: bool) -> float:
+    """Every node averages its own replicas, the aggregator the owners' ends: at once, or on the cores they share."""
+    nodes, count = {node.name: node.profile for node in measured.nodes}, measured.job.owners
+    ends = (measured.owner, part_bytes[0] + part_bytes[-1])
+    each = [
+        size * (count * profile.add_s_per_byte + profile.mean_s_per_byte)
+        for profile, size in [*((nodes[name], size) for name, size in zip(order, part_bytes[1:-1], strict=True)), ends]
+    ]
+    return max(max(each), math.fsum(each) / measured.owner.cores) if shared else max(each)
+
+
+def _play_s(measured: Measured, bounds: Sequence[int], order: Sequence[str], batches: tuple[int, ...]) -> float:
+    chain, transfers = chain_of(measured, bounds, order), transfers_of(measured, bounds)
+    if importlib.util.find_spec("simpy") is None:
+        return pace(chain, owners_of(measured, batches), transfers).bound_s
+    m = measured.micro_batches
+    events = measured.job.owners * m * 4 * (len(order) + 2)
+    most = max(2, min(MOST_PLAYED, MOST_EVENTS // max(1, events)))
+    if max(batches) <= most:
+        return simulate(chain, owners_of(measured, batches), transfers, micro_batches=m, backward_first=True).epoch_s
+    # Two shorter rounds tell how much each further batch takes.
+    share = [min(1.0, most / max(batches)), min(1.0, most / max(batches)) / 2]
+    rounds = [tuple(max(1, round(part * one)) for one in batches) for part in share]
+    long, short = (
+        simulate(chain, owners_of(measured, each), transfers, micro_batches=m, backward_first=True).epoch_s
+        for each in rounds
+    )
+    more = sum(rounds[0]) - sum(rounds[1])
+    return long + (sum(batches) - sum(rounds[0])) * (long - short) / more if more else long
+
+
+def _processor_s(
+    measured: Measured, bounds: Sequence[int], order: Sequence[str], batches: tuple[int, ...], owners: Owners
+) -> dict[str, float]:
+    """Seconds of a processor that each node, and an owner on average, need in a round; messages are copied too."""
+    chain, transfers = chain_of(measured, bounds, order), transfers_of(measured, bounds)
+    nodes, total = {node.name: node.profile for node in measured.nodes}, sum(batches)
+    work, m = {}, measured.micro_batches
+    for hop, name in enumerate(order):
+        moved = 2 * (transfers.forward_bytes[hop] + transfers.forward_bytes[hop + 1])
+        compute = chain.parts[hop].all_s / nodes[name].slow_down
+        work[name] = total * (compute + moved / LOOPBACK.bytes_per_s + 2 * m * LOOPBACK.latency_s)
+    slow = measured.job.emulate.slow_down
+    one, by = owners.each()[0], slow.get("owner-0", slow.get("owner", 1.0))
+    moved = 2 * (transfers.forward_bytes[0] + transfers.forward_bytes[-1])
+    compute = (one.first.all_s + one.last.all_s) / (measured.owner.slow_down * by)
+    each = compute + moved / LOOPBACK.bytes_per_s + 2 * m * LOOPBACK.latency_s
+    work["owner"] = total / measured.job.owners * each
+    return work

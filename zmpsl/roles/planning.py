@@ -1,0 +1,204 @@
+"""Where the manager gets its cuts: profiles asked for, the exact solver, and what the split is expected to do.
+
+    owner-0 measures the ends, and tells what a sample looks like  ->  one node per host measures the middle  ->  solve
+
+Nodes on one host count as equal, so the first measures for all. Nobody else works meanwhile, so the figures are those
+of a quiet machine. Cuts change no result: training is bit for bit the same wherever the model is cut.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import msgspec
+
+from zmpsl.errors import JobError, LocalProtocolError, RemoteProtocolError
+from zmpsl.job.schema import Job
+from zmpsl.messages import Measure, Profiled, Welcome
+from zmpsl.plan import Block, check_cuts, fingerprint, node_name, owner_name
+from zmpsl.planner.measured import Measured, MeasuredNode, problem_of
+from zmpsl.planner.predict import Prediction, predict
+from zmpsl.planner.problem import NodeLink, Problem
+from zmpsl.planner.solution import Solution
+from zmpsl.planner.solver import solve, solve_in_order
+from zmpsl.planner.stages import node_types
+from zmpsl.profiles import Profile, read_profile
+from zmpsl.roles.actions import Action, Tell
+from zmpsl.roles.roster import Roster, Seat
+
+__all__ = ["CutPlanning", "measured_of"]
+
+SOLVE_S = 10.0
+
+
+def measured_of(job: Job, owner: Profile, nodes: dict[str, Profile]) -> Measured:
+    """Puts profiles together with what the job says of nodes and links.
+
+    Args:
+        job: The job.
+        owner: Profile of an owner's ends.
+        nodes: Profile of each compute node, in hop order.
+
+    Raises:
+        JobError: A profile is damaged or of something else.
+    """
+    slow, plan = job.emulate.slow_down, job.planning
+    node_link = None if plan.node_bytes_per_s is None else NodeLink(plan.node_bytes_per_s, plan.latency_s)
+    owner_link = None if plan.owner_bytes_per_s is None else NodeLink(plan.owner_bytes_per_s, plan.latency_s)
+    return Measured(
+        job,
+        tuple(
+            MeasuredNode(name, _slowed(profile, slow.get(name, 1.0)), plan.node_memory.get(name), node_link)
+            for name, profile in nodes.items()
+        ),
+        owner,
+        owner_link,
+    )
+
+
+def _slowed(profile: Profile, factor: float) -> Profile:
+    return msgspec.structs.replace(profile, slow_down=profile.slow_down * factor)
+
+
+class CutPlanning:
+    """Gathers profiles, then knows bounds and node order, and predicts rounds.
+
+    Args:
+        job: The job.
+        blocks: The block list of its model.
+        roster: The members, all there.
+
+    Attributes:
+        bounds: Of all parts, once `solve` is through.
+        solution: The split with its numbers, likewise; None where nothing could be measured.
+        text: How the cuts came about, in words.
+        batches: Batches of every owner in one round, by place; filled by the manager.
+    """
+
+    def __init__(self, job: Job, blocks: tuple[Block, ...], roster: Roster) -> None:
+        self.job = job
+        self.blocks = blocks
+        self.roster = roster
+        self.bounds: tuple[int, ...] = ()
+        self.solution: Solution | None = None
+        self.text = ""
+        self.batches: dict[str, int] = {}
+        self._owner: Profile | None = None
+        self._by_host: dict[str, Profile | None] = {}
+        self._measured: Measured | None = None
+        self._hosts: dict[str, list[str]] = {}
+
+    def start(self) -> Iterator[Action]:
+        """Asks the first owner; where the job names a file, nobody is asked."""
+        if self.job.planning.profile is not None:
+            self._owner = read_profile(Path(self.job.planning.profile))
+            self._by_host = dict.fromkeys((seat.join.host for seat in self._nodes()), self._owner)
+            return
+        yield Tell(self._at(owner_name(0)).identity, Measure(job=self.job))
+
+    def hear(self, seat: Seat, message: Profiled) -> Iterator[Action]:
+        """Takes a profile; after the owner's asks one node of every host.
+
+        Raises:
+            RemoteProtocolError: It was not asked for.
+        """
+        profile = message.profile
+        if profile is None:
+            self._give_up(f"{seat.place} could not measure ({message.text})")
+        elif self._owner is None and seat.place == owner_name(0):
+            self._owner = profile
+            for node in self._nodes():
+                if node.join.host not in self._by_host:
+                    self._by_host[node.join.host] = None
+                    shape, dtype = profile.input_shape, profile.input_dtype
+                    yield Tell(node.identity, Measure(job=self.job, input_shape=shape, input_dtype=dtype))
+        elif self._owner is not None and seat.join.role == "compute" and self._by_host.get(seat.join.host, "") is None:
+            self._by_host[seat.join.host] = profile
+        else:
+            raise RemoteProtocolError(f"{seat.place} sends a profile nobody asked it for")
+
+    @property
+    def complete(self) -> bool:
+        """Whether all is known that can be."""
+        if self.bounds:
+            return True
+        return self._owner is not None and bool(self._by_host) and None not in self._by_host.values()
+
+    def solve(self) -> Iterator[Action]:
+        """Solves the split, and tells nodes whose place in the chain it changes.
+
+        Nodes keep the order of their places where one of them asked for its place by name, or the job names one;
+        otherwise the order is part of what is solved.
+
+        Raises:
+            JobError: A profile is damaged or of something else, or no split fits.
+        """
+        if self.bounds:
+            return
+        seats = self._nodes()
+        measured = self._take(seats)
+        # What the job says of node-0 holds for whoever has that place now.
+        named = [*self.job.emulate.slow_down, *self.job.planning.node_memory, *(seat.join.place for seat in seats)]
+        fixed = any(name.startswith("node") for name in named)
+        self.solution = _solve(problem_of(measured), self.job, fixed)
+        pieces = self.solution.pieces
+        self.bounds = (0, pieces[0].first, *(piece.stop for piece in pieces), len(self.blocks))
+        names = {piece.node: node_name(hop) for hop, piece in enumerate(pieces)}
+        nodes = {names[node.name]: msgspec.structs.replace(node, name=names[node.name]) for node in measured.nodes}
+        self._measured = msgspec.structs.replace(measured, nodes=tuple(nodes[name] for name in names.values()))
+        self.text = _words(self.solution)
+        for seat in seats:
+            if seat.place != names[seat.place]:
+                seat.place = names[seat.place]
+                yield Tell(seat.identity, Welcome(place=seat.place, job=self.job))
+        for seat in self.roster:
+            name = {"owner": "owner", "compute": seat.place}.get(seat.join.role)
+            if name is not None and not seat.standby:
+                self._hosts.setdefault(seat.join.host, []).append(name)
+
+    def expect(self) -> Prediction | None:
+        """Predicts a round; None where nothing is known or can be said."""
+        batches = tuple(self.batches.get(owner_name(index), 0) for index in range(self.job.owners))
+        if self._measured is None or min(batches) < 1:
+            return None
+        order = [node.name for node in self._measured.nodes]
+        return predict(self._measured, self.bounds, order, batches, self._hosts)
+
+    def _give_up(self, why: str) -> None:
+        self.bounds = check_cuts(self.job, len(self.blocks))
+        self.text = f"{why}; the cuts are even. planning.profile takes a profile from a file"
+
+    def _nodes(self) -> list[Seat]:
+        return [self._at(node_name(hop)) for hop in range(self.job.nodes)]
+
+    def _at(self, place: str) -> Seat:
+        seat = self.roster.at(place)
+        if seat is None:
+            raise LocalProtocolError(f"{place} is planned for before it has joined")
+        return seat
+
+    def _take(self, seats: list[Seat]) -> Measured:
+        owner, ours = self._owner, fingerprint(self.blocks)
+        if owner is None or owner.fingerprint != ours:
+            raise JobError(
+                f"the profile is of a model with fingerprint {owner.fingerprint if owner else 'unknown'}, that of"
+                f" {self.job.model.name} is {ours}: profile the job's model"
+            )
+        found = {seat.place: self._by_host.get(seat.join.host) for seat in seats}
+        return measured_of(self.job, owner, {place: profile for place, profile in found.items() if profile is not None})
+
+
+def _solve(problem: Problem, job: Job, fixed: bool) -> Solution:
+    """Solves with the job's backend; nodes that differ and must keep their order need no search for one."""
+    if fixed and len(node_types(problem)) > 1:
+        return solve_in_order(problem)
+    return solve(problem, job.planning.solver, SOLVE_S)
+
+
+def _words(solution: Solution) -> str:
+    pieces = ", ".join(
+        f"{piece.node} blocks {piece.first}-{piece.stop - 1} {1e3 * (piece.forward_s + piece.backward_s):.2f} ms"
+        for piece in solution.pieces
+    )
+    return f"cuts solved in {solution.seconds:.2f} s from measured blocks; per batch {pieces}"

@@ -1,0 +1,76 @@
+"""A member's answer when the manager asks for a profile: measured now, or kept from an earlier run on this device.
+
+Kept profiles lie in $ZMPSL_CACHE, else in $XDG_CACHE_HOME/zmpsl, else in ~/.cache/zmpsl. Their names tell apart all
+that seconds depend on, other work on the device excepted: a profile that was measured amid such work is not kept.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Collection
+from hashlib import sha256
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from zmpsl.engine.profile import Effort, conditions, measure
+from zmpsl.errors import JobError
+from zmpsl.job.schema import Job
+from zmpsl.messages import Profiled
+from zmpsl.plan import Block, fingerprint
+from zmpsl.profiles import Profile, optimizer_name, read_profile, write_profile
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+__all__ = ["profile_for", "profiled"]
+
+REPEATS = 9
+# Where the middle half of the measurements is as wide as half a median, somebody else was at work.
+CALM = 0.5
+
+
+def profiled(job: Job, summary: tuple[Block, ...], wanted: Collection[int], inputs: Tensor) -> Profiled:
+    """Gives the answer for the manager. A model that cannot be profiled may still be trained, so that is no trouble."""
+    try:
+        return Profiled(profile=profile_for(job, summary, wanted, inputs))
+    except JobError as error:
+        return Profiled(profile=None, text=str(error)[:3900])
+
+
+def profile_for(job: Job, summary: tuple[Block, ...], wanted: Collection[int], inputs: Tensor) -> Profile:
+    """Profiles blocks for a job, or finds them profiled already.
+
+    Args:
+        job: The job.
+        summary: The block list of its model.
+        wanted: Numbers of the blocks.
+        inputs: One micro-batch for block 0.
+
+    Raises:
+        JobError: A block cannot be run.
+    """
+    path = _kept_at(job, summary, wanted, inputs)
+    try:
+        return read_profile(path)
+    except JobError:  # none there, or damaged
+        pass
+    found = measure(job.model, summary, wanted, inputs, job.optimizer, Effort(REPEATS, job.planning.budget_s))
+    if found.spread < CALM:
+        try:
+            write_profile(path, found)
+        except JobError:  # a device may have nowhere to keep anything
+            pass
+    return found
+
+
+def _kept_at(job: Job, summary: tuple[Block, ...], wanted: Collection[int], inputs: Tensor) -> Path:
+    """Names the file after all that the measured seconds depend on."""
+    what = (
+        job.model, fingerprint(summary), sorted(wanted), list(inputs.shape), str(inputs.dtype),
+        optimizer_name(job.optimizer), conditions(), job.planning.budget_s,
+    )  # fmt: skip
+    name = sha256(msgspec.json.encode(what, order="sorted")).hexdigest()[:16]
+    base = os.environ.get("ZMPSL_CACHE") or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "zmpsl"
+    return Path(base) / "profiles" / f"{name}.json"

@@ -1,0 +1,125 @@
+"""The manager makes its plan: asks for the block list, has the cuts solved, and publishes who runs what."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+
+from zmpsl.checkpoint import Record, write_record, write_text
+from zmpsl.errors import JobError, LocalProtocolError
+from zmpsl.job.load import dump_job
+from zmpsl.job.schema import Job
+from zmpsl.messages import Describe, Described, Publish
+from zmpsl.plan import AGGREGATOR, Block, Plan, check_cuts, fingerprint, node_name, owner_name
+from zmpsl.roles.actions import Action, Tell
+from zmpsl.roles.admission import Places
+from zmpsl.roles.manager_state import Phase
+from zmpsl.roles.planning import CutPlanning
+from zmpsl.roles.recovering import Recovering
+from zmpsl.roles.roster import listed
+
+__all__ = ["Publishing"]
+
+
+class Publishing(Recovering):
+    """The part of the manager that makes plans."""
+
+    def _who_is_missing(self, job: Job) -> str:
+        missing = self.roster.missing(job)
+        if missing:
+            return (
+                f"still missing: {listed(missing)}; start them with `zmpsl compute|owner|aggregator --manager ADDRESS`"
+            )
+        return f"not ready: {listed(seat.place for seat in self.roster if not seat.ready)}"
+
+    def _maybe_describe(self) -> Iterator[Action]:
+        if self.job is None or self.phase is not Phase.GATHERING or self.roster.missing(self.job):
+            return
+        if any(seat.paused < seat.join.plan for seat in self.roster):  # they worked for a manager before this one
+            return
+        self.phase, self._cutting = Phase.DESCRIBING, None
+        asked = next(seat for seat in self.roster if seat.place == owner_name(0))
+        yield Tell(asked.identity, Describe(job=self.job))
+
+    def _described(self, message: Described) -> Iterator[Action]:
+        job, record = self.job, self.record
+        if job is None or self.phase is not Phase.DESCRIBING or self._cutting is not None:
+            return
+        self._described_as = message
+        bounds = check_cuts(job, len(message.blocks))
+        if job.cuts == "auto" and record is not None and len(record.bounds) == len(bounds):
+            bounds = record.bounds  # a run goes on with the cuts it began with
+        elif job.cuts == "auto":
+            self._cutting = CutPlanning(job, message.blocks, self.roster)
+            yield from self._cut(self._cutting, self._cutting.start())
+            return
+        yield from self._first_plan(bounds)
+
+    def _cut(self, cutting: CutPlanning, asking: Iterator[Action]) -> Iterator[Action]:
+        yield from asking
+        if cutting.complete and self.plan is None:
+            yield from cutting.solve()
+            yield from self._first_plan(cutting.bounds)
+            self.board.notice(cutting.text)
+
+    def _first_plan(self, bounds: tuple[int, ...]) -> Iterator[Action]:
+        # Above every plan of which something may still be under way, when this manager follows one that was lost.
+        version = 1 + max(self.record.plan if self.record else 0, *(seat.join.plan for seat in self.roster))
+        yield from self._publish(version, self._described_as.blocks, bounds)
+
+    def _publish(self, version: int, blocks: tuple[Block, ...], bounds: tuple[int, ...]) -> Iterator[Action]:
+        job = self.job
+        if job is None:
+            raise LocalProtocolError("a plan needs a job")
+        self._run = self._run or f"{job.name}-{time.strftime('%Y%m%d-%H%M%S')}"
+        start, digests = self._resume_point(blocks)
+        joins = {seat.place: seat.join for seat in self.roster}
+        places = Places(job, blocks, bounds, self._described_as.footprints, joins)
+        self._training, self._evaluating = places.training, places.evaluating
+        self.plan = Plan(
+            version=version,
+            run=self._run,
+            job=job,
+            blocks=blocks,
+            outputs=self._described_as.outputs,
+            bounds=bounds,
+            aggregator=self.roster.peer(AGGREGATOR),
+            nodes=tuple(self.roster.peer(node_name(hop)) for hop in range(job.nodes)),
+            owners=tuple(self.roster.peer(owner_name(index)) for index in range(job.owners)),
+            start_round=start,
+            digests=digests,
+            stored=self.record.bounds if start and self.record is not None and self.record.bounds != bounds else (),
+            footprints=self._described_as.footprints,
+            rooms=places.rooms,
+            in_flight=places.training.limit,
+            recompute=tuple(memory.recompute for memory in places.parts),
+        )
+        if self.record is None:
+            self.record = Record(
+                run=self._run, job=job, bounds=bounds, fingerprint=fingerprint(blocks), committed={}
+            )
+        self.record.job, self.record.plan = job, version
+        if self.folder is not None:
+            write_record(self.folder, self.record)
+            write_text(self.folder / "job.yaml", dump_job(job).encode())
+            self.board.log_to(self.folder)
+        self.board.planned(self.plan)
+        if places.training.limit < len(self.plan.active):
+            self.board.notice(str(places))
+        self.phase, self._since = Phase.BUILDING, None
+        for seat in self.roster:
+            if not seat.standby:
+                seat.planned, seat.ready, seat.paused = True, False, 0
+        for identity in self._everybody():
+            yield Tell(identity, Publish(plan=self.plan))
+
+    def _resume_point(self, blocks: tuple[Block, ...]) -> tuple[int, dict[str, str]]:
+        record = self.record
+        if record is None or record.last < 0:
+            return 0, {}
+        if record.fingerprint != fingerprint(blocks):
+            raise JobError(
+                f"run {record.run} was made with model fingerprint {record.fingerprint}, now it is"
+                f" {fingerprint(blocks)}; a run can only go on with the same model"
+            )
+        return record.last + 1, record.committed[record.last]
