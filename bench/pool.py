@@ -78,7 +78,7 @@ def node_process(place: str, manager: str, memory: str, into: str) -> None:
     pool = member.engine.pool  # type: ignore[attr-defined]
     found = {
         "place": place, "start": before, "peak": high_water(), "waits": pool.waits, "reserved": pool.peak_bytes,
-        "capacity": pool.capacity,
+        "capacity": pool.capacity, "given_back": member._watch.times,  # type: ignore[attr-defined]
     }  # fmt: skip
     Path(into).write_text(json.dumps(found), encoding="utf-8")
 
@@ -157,6 +157,7 @@ def measure(job: Job, described: Described, shape: tuple[int, ...], budgets: lis
         "peak": [node["peak"] for node in nodes],
         "start": [node["start"] for node in nodes],
         "waits": sum(node["waits"] for node in nodes),
+        "given_back": sum(node["given_back"] for node in nodes),
         "seconds": [event.seconds for event in rounds],
         "batches_per_s": max(batches / event.seconds for event in rounds),
     }
@@ -219,7 +220,8 @@ def main(model: str, owners: str, nodes: str, total: str, cuts: str, json_path: 
             took, last = time.monotonic() - start, runs[-1]
             click.echo(
                 f"{count} nodes, {number} owners, {last['in_flight']} in flight: {took:.0f} s, peak"
-                f" {readable(sum(last['peak']))}, {last['batches_per_s']:.2f} batches/s, {last['waits']} waits",
+                f" {readable(sum(last['peak']))}, {last['batches_per_s']:.2f} batches/s, {last['waits']} waits,"
+                f" memory given back {last['given_back']} times",
                 err=True,
             )
         show_account(parts, fit, runs[-1])

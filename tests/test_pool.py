@@ -48,7 +48,7 @@ class Pool(RuleBasedStateMachine):
         Replica.alive = 0
         cost = memory()
         self.room = cost.need(fit) + int(rest * cost.slot)
-        self.pool: ReplicaPool[Replica] = ReplicaPool(cost, self.room, OWNERS, self.build)
+        self.pool: ReplicaPool[Replica] = ReplicaPool(cost, self.room, OWNERS)
         assert self.pool.capacity == min(fit, OWNERS)
         self.folded: list[int] = []
         self.built: set[int] = set()
@@ -66,16 +66,18 @@ class Pool(RuleBasedStateMachine):
         if not admitted:
             assert owner in self.pool.waiting
             with pytest.raises(RemoteProtocolError):
-                self.pool.get(owner)
+                self.pool.get(owner, self.build)
         elif before is State.FOLDED:
             with pytest.raises(RemoteProtocolError, match="is folded"):
-                self.pool.get(owner)
+                self.pool.get(owner, self.build)
         else:
-            assert self.pool.get(owner) is self.pool.get(owner)
+            assert self.pool.get(owner, self.build) is self.pool.get(owner)
 
     @rule(owner=st.integers(0, OWNERS - 1))
     def reserve_only(self, owner: int) -> None:
-        self.pool.admit(owner)
+        if self.pool.admit(owner) and self.pool.state(owner) is State.RESERVED:
+            with pytest.raises(RemoteProtocolError, match="is reserved, it has no replica"):
+                self.pool.get(owner)
 
     @rule(owner=st.integers(0, OWNERS - 1))
     def close(self, owner: int) -> None:
@@ -180,7 +182,7 @@ class TestAccount:
 
     def test_not_even_one(self) -> None:
         with pytest.raises(JobError, match=r"node-0: one replica needs .* KiB, there is room for 10 B"):
-            ReplicaPool(memory(), 10, 3, lambda owner, spare: None, "node-0")
+            ReplicaPool(memory(), 10, 3, "node-0")
 
 
 class TestBudget:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import random
+import weakref
 
 import msgspec
+import numpy as np
 import pytest
 import torch
 from helpers import ThreadedRun, differing, global_state
@@ -19,6 +21,7 @@ from zmpsl.launch.memory import MemoryRun
 from zmpsl.messages import Begin
 from zmpsl.plan import check_cuts
 from zmpsl.pool.account import PartMemory, part_memory
+from zmpsl.roles import compute
 from zmpsl.roles.actions import Tell
 from zmpsl.transport.task import Op
 from zmpsl.transport.wire import parse
@@ -215,6 +218,32 @@ def test_activations_larger_than_reckoned_are_found_before_they_are_made(monkeyp
     assert differing(global_state(ours.members), reference(wanted).states[-1]) == []
     with pytest.raises(JobError, match=r"node-0: one replica needs .*, there is room for"):
         MemoryRun(wanted, rooms=[memory.need(1) - 1]).run()
+
+
+def test_a_new_plan_finds_the_memory_of_the_old_one_free(monkeypatch: pytest.MonkeyPatch):
+    ours = MemoryRun(small("mlp", 1, 2, 1))
+    ours.run()
+    node, plan = ours.members["node-0"], ours.manager.plan
+    kind = compute.ComputeEngine
+    spare = node.engine.pool._spares[0]
+    before = [weakref.ref(each) for each in (node.engine, node.engine.base.flat, spare, spare.flat)]
+    del spare
+
+    def build(*args):
+        assert [each() for each in before] == [None] * 4
+        return kind(*args)
+
+    monkeypatch.setattr(compute, "ComputeEngine", build)
+    list(node.build(msgspec.structs.replace(plan, version=2)))
+    assert node.engine.pool.capacity == 2
+
+
+def test_what_a_process_takes_by_itself_is_measured_before_it_holds_a_part():
+    node = compute.ComputeNode()
+    first = node.limits()
+    held = np.ones(64 << 20, np.uint8)
+    assert node.limits() == first
+    assert compute.ComputeNode().limits().used_bytes >= first.used_bytes + held.nbytes // 2
 
 
 def test_owners_take_turns_to_be_first():

@@ -57,7 +57,7 @@ class ComputeEngine:
         memory = part_memory(plan.job, plan.blocks, plan.bounds, plan.footprints, part)
         memory = replace(memory, recompute=self._kind is RecomputingReplica)
         self.pool: ReplicaPool[Replica] = ReplicaPool(
-            memory, plan.rooms[part - 1] if plan.rooms else None, plan.in_flight or self._owners, self._build,
+            memory, plan.rooms[part - 1] if plan.rooms else None, plan.in_flight or self._owners,
             plan.nodes[part - 1].name,
         )  # fmt: skip
         self.base = Part(plan, part)
@@ -89,7 +89,7 @@ class ComputeEngine:
         inputs = to_tensor(task)
         if not self.has_room(task):
             raise LocalProtocolError(f"{task}: handled although there is no room for a replica")
-        replica = self.pool.get(task.owner)
+        replica = self.pool.get(task.owner, self._build)
         output = replica.forward(inputs, (task.round, task.epoch, task.batch, task.micro))
         self._samples[task.owner] = self._samples.get(task.owner, 0) + len(output)
         return task.reply(Op.FORWARD, to_array(output))

@@ -83,6 +83,9 @@ class Watch:
         budget: Bytes of the whole process; None never gives anything back.
         give_back: Gives freed memory back to the system.
         resident: Gives what the system counts.
+
+    Attributes:
+        times: How often memory was given back.
     """
 
     # This near to the budget memory is given back, and again only when as much has been added since.
@@ -94,6 +97,7 @@ class Watch:
         self._budget = budget
         self._give_back = give_back
         self._resident = resident or (lambda: _resident(Path("/proc")))
+        self.times = 0
         self._left = 0  # what was still there the last time
 
     def look(self) -> None:
@@ -103,6 +107,7 @@ class Watch:
         near = max(self._budget - self.MARGIN_BYTES, self._left + self.MARGIN_BYTES // 4)
         if self._resident() > near:
             self._give_back()
+            self.times += 1
             self._left = self._resident()
 
 

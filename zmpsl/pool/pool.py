@@ -57,7 +57,6 @@ class ReplicaPool(Generic[R]):
         memory: What the part costs.
         room: Bytes there are; None is no limit.
         owners: Most owners that can ever be in flight.
-        build: Makes a replica for an owner; it gets a spare one to make it of, or None.
         place: Names the node in messages.
 
     Attributes:
@@ -70,17 +69,9 @@ class ReplicaPool(Generic[R]):
         JobError: Not even one replica fits.
     """
 
-    def __init__(
-        self,
-        memory: PartMemory,
-        room: int | None,
-        owners: int,
-        build: Callable[[int, R | None], R],
-        place: str = "node",
-    ) -> None:
+    def __init__(self, memory: PartMemory, room: int | None, owners: int, place: str = "node") -> None:
         self._owners = owners
         self._room = room
-        self._build = build
         self._place = place
         self._states: dict[int, State] = {}
         self._replicas: dict[int, R] = {}
@@ -150,15 +141,20 @@ class ReplicaPool(Generic[R]):
         self.peak_bytes = max(self.peak_bytes, self.reserved_bytes)
         return True
 
-    def get(self, owner: int) -> R:
-        """Gives an owner's replica, built now if it was only reserved.
+    def get(self, owner: int, build: Callable[[int, R | None], R] | None = None) -> R:
+        """Gives an owner's replica.
+
+        Args:
+            owner: Whose.
+            build: Makes it if it was only reserved; gets the owner, and a spare replica to make it of or None. It is
+                not kept: pool and builder would hold each other's memory.
 
         Raises:
-            RemoteProtocolError: Nothing is reserved for it, or it was folded.
+            RemoteProtocolError: There is none, nothing is reserved for it, or it was folded.
         """
-        if self.state(owner) is State.RESERVED:
+        if build is not None and self.state(owner) is State.RESERVED:
             self._move(owner, "build")
-            self._replicas[owner] = self._build(owner, self._promised.pop(owner, None))
+            self._replicas[owner] = build(owner, self._promised.pop(owner, None))
         replica = self._replicas.get(owner)
         if replica is None:
             raise RemoteProtocolError(f"{self._place}: owner {owner} is {self.state(owner).value}, it has no replica")

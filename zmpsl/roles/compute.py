@@ -28,13 +28,12 @@ class ComputeNode(Member):
     """One hop of the chain."""
 
     role = "compute"
-    _used_bytes = 0
+    _limits: Limits | None = None
 
     def limits(self) -> Limits:
-        """Tells what host and cgroup allow, and what we take already."""
-        limits = limits_here(self.memory)
-        self._used_bytes = limits.used_bytes
-        return limits
+        """Tells what host and cgroup allow, and what we took before we held any part: once measured, it stays so."""
+        self._limits = self._limits or limits_here(self.memory)
+        return self._limits
 
     def has_room(self, task: Task) -> bool:
         """False for a forward of an owner that must wait until another one has closed."""
@@ -75,8 +74,10 @@ class ComputeNode(Member):
         if self.own_process:
             torch.set_num_threads(plan.job.threads)
         room = plan.rooms[self.hop] if plan.rooms and self.own_process else None
-        self._watch = Watch(None if room is None else room + self._used_bytes, give_back_freed_memory)
+        self._watch = Watch(None if room is None else room + self.limits().used_bytes, give_back_freed_memory)
         check_model(plan, self.place)
+        # What an earlier plan built goes first: there may be no room for both.
+        vars(self).pop("engine", None)
         self.engine = ComputeEngine(plan, self.part)
         if plan.start_round:
             self._load(plan)
