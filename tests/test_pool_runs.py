@@ -29,7 +29,7 @@ from zmpsl.transport.wire import parse
 
 def small(model: str, hops: int, owners: int, micro: int, *more: str) -> Job:
     """With batches that the smallest of five owners can fill."""
-    return settings(model, hops, owners, micro, "train.batch_size=8", *more)
+    return settings(model, hops, owners, micro, "train.batch_size=8", "cuts=even", *more)
 
 
 def parts(job: Job) -> list[PartMemory]:
@@ -263,3 +263,18 @@ def test_owners_take_turns_to_be_first():
     owners = [place for place in begun if place.startswith("owner")]
     assert [int(place[-1]) for place in owners] == [0, 1, 2, 1, 2, 0, 2, 0, 1]
     assert [begun.count(place) for place in ("node-0", "aggregator")] == [3, 3]
+
+
+def test_solved_cuts_respect_the_memory_of_each_node():
+    """An even split would not fit on the small node; the solved one gives it less, and the result is the same."""
+    even = small("mlp", 2, 2, 1)
+    wanted = msgspec.structs.replace(even, cuts="auto")
+    whole = sum(memory.need(1) for memory in parts(even))
+    small_room = parts(msgspec.structs.replace(even, cuts=[1, 2, len(summarise(even.model)) - 1]))[0].need(1)
+    with pytest.raises(JobError, match="node-0"):
+        MemoryRun(even, rooms=[small_room, whole]).run()
+    ours = MemoryRun(wanted, rooms=[small_room, whole])
+    ours.run()
+    assert ours.manager.plan is not None
+    assert ours.manager.plan.bounds[1:3] == (1, 2)
+    assert differing(global_state(ours.members), reference(even).states[-1]) == []

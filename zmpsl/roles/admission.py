@@ -17,7 +17,7 @@ from zmpsl.plan import Block, Footprint, node_name, owner_name
 from zmpsl.pool.account import PartMemory, fitting, part_memory
 from zmpsl.pool.budget import Limits, readable, room_of
 
-__all__ = ["Admission", "Places"]
+__all__ = ["Admission", "Places", "rooms_of"]
 
 
 class Admission:
@@ -60,6 +60,14 @@ class Admission:
         return begin
 
 
+def rooms_of(job: Job, joins: Mapping[str, Join]) -> tuple[int | None, ...]:
+    """Gives the bytes that each compute node has for its part, by hop; None where nobody knows."""
+    nodes = [joins[node_name(hop)] for hop in range(job.nodes)]
+    hosts = [join.host for join in nodes]
+    limits = [Limits(join.host_bytes, join.used_bytes, join.memory) for join in nodes]
+    return tuple(room_of(job.memory, limits[hop], hosts.count(hosts[hop])) for hop in range(job.nodes))
+
+
 class Places:
     """How many owners all nodes together have memory for.
 
@@ -88,10 +96,7 @@ class Places:
         footprints: tuple[Footprint, ...],
         joins: Mapping[str, Join],
     ) -> None:
-        nodes = [joins[node_name(hop)] for hop in range(job.nodes)]
-        hosts = [join.host for join in nodes]
-        limits = [Limits(join.host_bytes, join.used_bytes, join.memory) for join in nodes]
-        self.rooms = tuple(room_of(job.memory, limits[hop], hosts.count(hosts[hop])) for hop in range(job.nodes))
+        self.rooms = rooms_of(job, joins)
         self.parts = [part_memory(job, blocks, bounds, footprints, hop + 1) for hop in range(job.nodes)]
         self._bounds = bounds
         owners = [place for place in map(owner_name, range(job.owners)) if place in joins]

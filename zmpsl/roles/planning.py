@@ -25,6 +25,7 @@ from zmpsl.planner.solver import solve, solve_in_order
 from zmpsl.planner.stages import node_types
 from zmpsl.profiles import Profile, read_profile
 from zmpsl.roles.actions import Action, Tell
+from zmpsl.roles.admission import rooms_of
 from zmpsl.roles.roster import Roster, Seat
 
 __all__ = ["CutPlanning", "measured_of"]
@@ -186,7 +187,15 @@ class CutPlanning:
                 f" {self.job.model.name} is {ours}: profile the job's model"
             )
         found = {seat.place: self._by_host.get(seat.join.host) for seat in seats}
-        return measured_of(self.job, owner, {place: profile for place, profile in found.items() if profile is not None})
+        measured = measured_of(self.job, owner, {place: each for place, each in found.items() if each is not None})
+        rooms = dict(zip(found, rooms_of(self.job, {seat.place: seat.join for seat in seats}), strict=True))
+        nodes = tuple(
+            node if node.memory_bytes is not None else msgspec.structs.replace(node, memory_bytes=rooms[node.name])
+            for node in measured.nodes
+        )
+        # As many owners as fit are in flight, so the cuts must leave room for one; or for those the job asks for.
+        replicas = 1 if self.job.owners_in_flight == "auto" else self.job.owners_in_flight
+        return msgspec.structs.replace(measured, nodes=nodes, replicas=replicas)
 
 
 def _solve(problem: Problem, job: Job, fixed: bool) -> Solution:
