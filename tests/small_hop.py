@@ -29,6 +29,10 @@ class Wire:
         self._sending: list[bytes] = []
         self._receiving: list[bytes] = []
 
+    @property
+    def context(self) -> Any:
+        return self
+
     def socket(self, _kind: int) -> Any:
         return self
 
