@@ -34,7 +34,7 @@ class Zmpsl:
         self._inbox = Inbox(self._context, f"tcp://{LOOPBACK}:*", network.max_tensor_bytes)
         self.address = self._inbox.endpoint
         packer = by_name(codec)
-        self._outbox = Outbox(int(receiver), lambda _op: packer, network.credit_bytes)
+        self._outbox = Outbox(int(receiver), lambda _task: packer, network.credit_bytes)
         self._poller = zmq.Poller()
         self._poller.register(self._inbox.socket, zmq.POLLIN)
         self._watched = False

@@ -80,6 +80,7 @@ class Node(Life):
         self._links: dict[str, Link] = {}
         self._station = Station(member)
         self._inbox.admit = member.admit
+        self._inbox.unpack = self._station.unpack
         self._order = count()
         self._poller = zmq.Poller()
         self._poller.register(self._control.socket, zmq.POLLIN)
@@ -262,7 +263,7 @@ class Node(Life):
             self._push(action)
 
     def _push(self, action: Send) -> None:
-        self._station.outboxes[action.to].push(action.task)
+        self._station.send(action)
         self._flush(action.to)
 
     # -- the end ------------------------------------------------------------------------------------------------------

@@ -10,13 +10,14 @@ import heapq
 from collections.abc import Callable, Iterator
 from itertools import count
 
-from zmpsl.codecs import Codec, by_name
 from zmpsl.errors import RemoteProtocolError
+from zmpsl.job.codec import Spec, parse_spec
 from zmpsl.job.schema import Codec as CodecSettings
 from zmpsl.plan import AGGREGATOR, node_name, owner_name
-from zmpsl.roles.actions import Action, Connect
+from zmpsl.roles.actions import Action, Connect, Send
 from zmpsl.roles.member import Member
 from zmpsl.transport.outbox import Outbox
+from zmpsl.transport.packing import Packer, Unpacker
 from zmpsl.transport.task import Op, Task
 from zmpsl.transport.wire import OWNER_SENDER, Header
 
@@ -26,7 +27,7 @@ __all__ = ["URGENCY", "Station", "codec_for"]
 URGENCY = {Op.BACKWARD: 0, Op.FORWARD: 1, Op.EVALUATE: 1, Op.GLOBAL: 1, Op.PART: 2, Op.CLOSE: 2}
 
 
-def codec_for(settings: CodecSettings, me: str, peer: str) -> Callable[[Op], Codec]:
+def codec_for(settings: CodecSettings, me: str, peer: str) -> Callable[[Op], Spec]:
     """Gives the codec of each kind of task on the link from `me` to `peer`."""
     by_kind = {
         Op.FORWARD: settings.activations, Op.EVALUATE: settings.activations, Op.BACKWARD: settings.gradients,
@@ -34,7 +35,7 @@ def codec_for(settings: CodecSettings, me: str, peer: str) -> Callable[[Op], Cod
     }  # fmt: skip
     ends = [[name, name.split("-")[0]] if name.startswith("owner") else [name] for name in (me, peer)]
     special = [settings.links[f"{a}>{b}"] for a in ends[0] for b in ends[1] if f"{a}>{b}" in settings.links]
-    return lambda op: by_name(special[0] if special else by_kind.get(op, "none"))
+    return lambda op: parse_spec(special[0] if special else by_kind.get(op, "none"))
 
 
 class Station:
@@ -42,12 +43,16 @@ class Station:
 
     Attributes:
         outboxes: By place name of the peer.
+        packers: The same, how their tensors are packed.
+        unpack: Unpacks what arrives.
         strays: Tasks that were whole but not for us, and were dropped.
     """
 
     def __init__(self, member: Member) -> None:
         self.member = member
         self.outboxes: dict[str, Outbox] = {}
+        self.packers: dict[str, Packer] = {}
+        self.unpack = Unpacker(member.known_mask)
         self.strays = 0
         self._waiting: list[tuple[int, int, Task]] = []
         self._order = count()
@@ -56,9 +61,15 @@ class Station:
         """Makes an outbox for every peer of the plan."""
         job = action.plan.job
         for name in action.peers:
-            outbox = Outbox(action.sender, codec_for(job.codec, self.member.place, name), job.network.credit_bytes)
+            me = self.member.place
+            packer = self.packers[name] = Packer(f"{me}>{name}", codec_for(job.codec, me, name))
+            outbox = Outbox(action.sender, packer, job.network.credit_bytes)
             outbox.plan = action.plan.version
             self.outboxes[name] = outbox
+
+    def send(self, action: Send) -> None:
+        """Queues a task for a peer."""
+        self.outboxes[action.to].push(self.packers[action.to].queued(action.task))
 
     def take(self, header: Header, task: Task | None) -> str | None:
         """Takes in a message.

@@ -10,6 +10,7 @@ from zmpsl.engine.replica import Part, Replica, aligned
 from zmpsl.errors import RemoteProtocolError
 from zmpsl.plan import Plan
 from zmpsl.state import Average, digest
+from zmpsl.transport.mask import KnownMask
 from zmpsl.transport.task import Op, Task
 
 __all__ = ["ComputeEngine", "to_array", "to_tensor"]
@@ -61,17 +62,25 @@ class ComputeEngine:
     def forward(self, task: Task) -> Task:
         """Runs one micro-batch forward through the owner's replica."""
         replica = self._replica(task)
-        output = replica.forward(to_tensor(task), (task.round, task.epoch, task.batch, task.micro))
+        at = (task.round, task.epoch, task.batch, task.micro)
+        output = replica.forward(to_tensor(task), at, relu=task.relu)
         self._samples[task.owner] = self._samples.get(task.owner, 0) + len(output)
-        return task.reply(Op.FORWARD, to_array(output))
+        return task.reply(Op.FORWARD, to_array(output), replica.masks(at)[1])
 
     def backward(self, task: Task) -> Task:
         """Runs one micro-batch backward; the weights are not changed yet."""
         replica = self._replicas.get(task.owner)
         if replica is None:
             raise RemoteProtocolError(f"{task}: owner {task.owner} has no replica here")
-        gradient = replica.backward(to_tensor(task), (task.round, task.epoch, task.batch, task.micro))
-        return task.reply(Op.BACKWARD, None if gradient is None else to_array(gradient))
+        at = (task.round, task.epoch, task.batch, task.micro)
+        mask = replica.masks(at)[0]
+        gradient = replica.backward(to_tensor(task), at)
+        return task.reply(Op.BACKWARD, None if gradient is None else to_array(gradient), mask)
+
+    def known_mask(self, task: Task) -> KnownMask | None:
+        """Gives the mask of the output that a gradient belongs to, where that is a ReLU's and still saved."""
+        replica = self._replicas.get(task.owner)
+        return None if replica is None else replica.masks((task.round, task.epoch, task.batch, task.micro))[1]
 
     def update(self, owner: int) -> None:
         """Steps the optimiser of an owner's replica; after the batch's last micro-batch."""

@@ -14,6 +14,7 @@ import msgspec
 import yaml
 
 from zmpsl.errors import JobError
+from zmpsl.job.codec import problems, spread
 from zmpsl.job.schema import Job
 from zmpsl.job.text import read_yaml, write_yaml
 
@@ -46,8 +47,10 @@ def parse_job(text: str, source: str, overrides: Iterable[str] = ()) -> Job:
     if not isinstance(data, dict):
         raise JobError(f"{source}:1: a job is a mapping of keys to values, not a {type(data).__name__}")
     origins: dict[tuple[str, ...], str] = {}
+    _spread_codec(data)
     for override in overrides:
         origins[_override(data, override)] = f"--set {override}"
+        _spread_codec(data)
 
     def where(parts: list[str]) -> str:
         """Names the option or the line that a value came from."""
@@ -63,6 +66,8 @@ def parse_job(text: str, source: str, overrides: Iterable[str] = ()) -> Job:
     except msgspec.ValidationError as error:
         parts, problem = _explain(str(error), data)
         raise JobError(f"{where(parts)}: {problem}") from error
+    for parts, problem in problems(job.codec):
+        raise JobError(f"{where(parts)}: {problem}")
     check_job(job, source)
     return job
 
@@ -70,6 +75,12 @@ def parse_job(text: str, source: str, overrides: Iterable[str] = ()) -> Job:
 def dump_job(job: Job) -> str:
     """Gives the full job as YAML, every default visible; `parse_job` reads it back."""
     return write_yaml(msgspec.to_builtins(job))
+
+
+def _spread_codec(data: dict[str, Any]) -> None:
+    """Writes out what a single text for the whole section `codec` stands for."""
+    if isinstance(data.get("codec"), str):
+        data["codec"] = spread(data["codec"])
 
 
 # -- overrides --------------------------------------------------------------------------------------------------------
@@ -244,6 +255,8 @@ def check_job(job: Job, source: str) -> None:
             f"{source}: data.partition.sizes must list one number for each of the {job.owners} owners, "
             f"with kind: sizes and only then"
         )
+    for _, problem in problems(job.codec):
+        raise JobError(f"{source}: {problem}")
     known = {
         "owner",
         "aggregator",

@@ -14,6 +14,7 @@ from zmpsl.messages import Prepared, Ready
 from zmpsl.plan import Plan, node_name, owner_name
 from zmpsl.roles.actions import Action, Connect, Say, Send
 from zmpsl.roles.member import Member
+from zmpsl.transport.mask import KnownMask
 from zmpsl.transport.task import Op, Task
 from zmpsl.transport.wire import OWNER_SENDER
 
@@ -76,6 +77,10 @@ class ComputeNode(Member):
                 yield from self._close(task)
             case _:
                 raise RemoteProtocolError(f"{task}: not for a compute node")
+
+    def known_mask(self, task: Task) -> KnownMask | None:
+        """Gives the mask of our part's output."""
+        return self.engine.known_mask(task)
 
     def committed(self, round_: int) -> None:
         """Drops checkpoints nobody needs any more."""

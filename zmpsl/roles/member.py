@@ -32,6 +32,7 @@ from zmpsl.messages import (
 from zmpsl.plan import AGGREGATOR, Plan
 from zmpsl.roles.actions import Action, Say, Stop
 from zmpsl.roles.meter import Meter
+from zmpsl.transport.mask import KnownMask
 from zmpsl.transport.task import Op, Task
 
 __all__ = ["Member"]
@@ -130,6 +131,10 @@ class Member:
     def trouble(self, error: BaseException, exit_code: int) -> Iterator[Action]:
         """Tells the manager that we cannot go on."""
         yield Say(Trouble(exit_code=exit_code, text=str(error)[:3900]))
+
+    def known_mask(self, task: Task) -> KnownMask | None:
+        """Gives the mask of the activation that a gradient belongs to, where that is a ReLU's output and still here."""
+        return None
 
     # -- what the roles fill in ---------------------------------------------------------------------------------------
 

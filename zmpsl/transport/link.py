@@ -12,11 +12,12 @@ from collections.abc import Callable
 import zmq
 from zmq.utils.monitor import recv_monitor_message
 
-from zmpsl.codecs import NONE, by_number
+from zmpsl.codecs import NONE
 from zmpsl.errors import NetworkError, RemoteProtocolError
 from zmpsl.transport.assembly import Assembly
 from zmpsl.transport.buffers import ALIGNMENT, BufferPool
 from zmpsl.transport.outbox import Outbox
+from zmpsl.transport.packing import Unpacker
 from zmpsl.transport.task import Task
 from zmpsl.transport.wire import HEADER_BYTES, INLINE, MAX_MESSAGE, Header, Message, parse
 
@@ -112,6 +113,7 @@ class Inbox:
         self._assembly = Assembly(self.pool)
         self._new_scratch()
         self.admit: Callable[[Task], None] = lambda _task: None
+        self.unpack = Unpacker(lambda _task: None)
 
     def receive(self) -> tuple[Header, Task | None] | None:
         """Takes one message if there is one.
@@ -161,15 +163,16 @@ class Inbox:
     def _read_inline(self, header: Header) -> None:
         """The chunk stands behind the header; a whole tensor stays where it was received."""
         payload = self._scratch[FRONT + HEADER_BYTES : FRONT + HEADER_BYTES + header.size]
-        if header.codec == NONE.number and header.raw == header.total > KEEP_FROM:
+        if header.codec == NONE.number and not header.masked and header.raw == header.total > KEEP_FROM:
             self._assembly.adopt(header, payload)
             self._new_scratch()
         else:
-            by_number(header.codec).unpack_into(payload.data, self._assembly.place(header))
+            self.unpack(header, payload.data, self._assembly.place(header))
 
     def _read_chunk(self, header: Header) -> None:
         place = self._assembly.place(header)
-        if header.codec == NONE.number:
+        packed = header.masked or header.codec != NONE.number
+        if not packed:
             size = self.socket.recv_into(place.data)
         else:
             frame = self.socket.recv(copy=False)
@@ -178,8 +181,8 @@ class Inbox:
             raise RemoteProtocolError(f"{header.task}: more frames than a header and a chunk")
         if size != header.size:  # recv_into truncates in silence
             raise RemoteProtocolError(f"{header.task}: chunk has {size} bytes, its header says {header.size}")
-        if header.codec != NONE.number:
-            by_number(header.codec).unpack_into(frame.buffer, place)
+        if packed:
+            self.unpack(header, frame.buffer, place)
 
     def _new_scratch(self) -> None:
         self._scratch = self.pool.take(FRONT + HEADER_BYTES + INLINE)

@@ -12,7 +12,7 @@ checked on its own.
          4     1  codec of this chunk
          5     1  dtype (0: no tensor; else position in task.DTYPES plus 1)
          6     1  number of dimensions, at most 8
-         7     1  zero
+         7     1  flags: 1 FORWARD: a ReLU's output; BACKWARD: only the values under that output's mask
          8    20  plan, owner, round, epoch, batch         5 x uint32
         28     6  micro, micros, sender                    3 x uint16
         34     2  zero
@@ -31,15 +31,15 @@ from __future__ import annotations
 
 import math
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 from zlib import crc32
 
 import numpy as np
 
-from zmpsl.codecs import CODECS, NONE, Codec
+from zmpsl.codecs import CODECS, NONE, Packed
 from zmpsl.errors import LocalProtocolError, RemoteProtocolError
-from zmpsl.transport.task import DTYPES, Op, Task
+from zmpsl.transport.task import DTYPES, FLOAT32, LOSSY_OPS, Op, Task
 
 __all__ = [
     "CHUNK",
@@ -50,6 +50,7 @@ __all__ = [
     "OWNER_SENDER",
     "Header",
     "Message",
+    "Packing",
     "messages",
     "only_message",
     "parse",
@@ -76,6 +77,8 @@ _DTYPE_CODES = {dtype: code for code, dtype in enumerate(DTYPES, 1)}
 
 # Header and chunk; no chunk for a task without a tensor.
 Message = tuple[bytes, memoryview | bytes | None]
+# Packs the chunks of one tensor, in order: a chunk and its offset go in. Every codec is one.
+Packing = Callable[[memoryview, int], Packed]
 
 
 class Header(NamedTuple):
@@ -91,6 +94,7 @@ class Header(NamedTuple):
         offset: Where this chunk starts in it.
         raw: Bytes of this chunk, unpacked.
         size: Bytes of this chunk as sent.
+        masked: BACKWARD: the chunk holds only the values under the mask that both ends know.
     """
 
     task: Task
@@ -102,6 +106,7 @@ class Header(NamedTuple):
     offset: int
     raw: int
     size: int
+    masked: bool = False
 
 
 def payload_bytes(task: Task) -> memoryview:
@@ -120,12 +125,12 @@ def payload_bytes(task: Task) -> memoryview:
     return tensor.data.cast("B") if tensor.nbytes else memoryview(b"")
 
 
-def messages(task: Task, codec: Codec, credit: int, sender: int | None = None) -> Iterator[Message]:
+def messages(task: Task, packing: Packing, credit: int, sender: int | None = None) -> Iterator[Message]:
     """Gives a task's messages one after the other, packed when they are asked for.
 
     Args:
         task: What to send; its tensor is read, never written.
-        codec: How to pack; a chunk that would not get smaller travels as it is.
+        packing: How to pack; a chunk that would not get smaller travels as it is.
         credit: Bytes given back to the receiver for this owner, told once, in the first message.
         sender: Place code of who sends; the task's if not given.
 
@@ -138,23 +143,22 @@ def messages(task: Task, codec: Codec, credit: int, sender: int | None = None) -
     sender = task.sender if sender is None else sender
     data = payload_bytes(task)
     for offset in range(0, max(len(data), 1), CHUNK):
-        yield _message(task, codec, credit, sender, data, offset)
+        yield _message(task, packing, credit, sender, data, offset)
         credit = 0
 
 
-def only_message(task: Task, codec: Codec, credit: int, sender: int) -> Message:
+def only_message(task: Task, packing: Packing, credit: int, sender: int) -> Message:
     """Gives the message of a task whose tensor, if any, is one chunk: `messages` without the generator."""
-    return _message(task, codec, credit, sender, payload_bytes(task), 0)
+    return _message(task, packing, credit, sender, payload_bytes(task), 0)
 
 
-def _message(task: Task, codec: Codec, credit: int, sender: int, data: memoryview, offset: int) -> Message:
+def _message(task: Task, packing: Packing, credit: int, sender: int, data: memoryview, offset: int) -> Message:
     if task.tensor is None:
-        return _header(task, sender, 0, 0, (), credit, 0, 0, 0, 0), None
+        return _header(task, sender, 0, 0, False, (), credit, 0, 0, 0, 0), None
     chunk = data[offset : offset + CHUNK]
-    packed = None if codec is NONE else codec.pack(chunk)
-    number, body = (NONE.number, chunk) if packed is None else (codec.number, packed)
-    code, shape = _DTYPE_CODES[task.tensor.dtype], task.tensor.shape
-    return _header(task, sender, number, code, shape, credit, len(data), offset, len(chunk), len(body)), body
+    number, masked, body = (NONE.number, False, chunk) if packing is NONE else packing(chunk, offset)
+    code, flag, shape = _DTYPE_CODES[task.tensor.dtype], task.relu or masked, task.tensor.shape
+    return _header(task, sender, number, code, flag, shape, credit, len(data), offset, len(chunk), len(body)), body
 
 
 def _header(
@@ -162,6 +166,7 @@ def _header(
     sender: int,
     codec: int,
     dtype: int,
+    flag: bool,
     shape: tuple[int, ...],
     credit: int,
     total: int,
@@ -172,7 +177,7 @@ def _header(
     dims = (*shape, *_NO_DIMS[len(shape) :])
     try:
         body = _BODY.pack(
-            MAGIC, VERSION, task.op, codec, dtype, len(shape), 0,
+            MAGIC, VERSION, task.op, codec, dtype, len(shape), flag,
             task.plan, task.owner, task.round, task.epoch, task.batch, task.micro, task.micros, sender, 0,
             task.count, credit, total, offset, raw, size, *dims,
         )  # fmt: skip
@@ -196,7 +201,7 @@ def parse(data: bytes | memoryview, limit: int) -> Header:
     """
     if len(data) != HEADER_BYTES:
         raise RemoteProtocolError(f"a header has {HEADER_BYTES} bytes, this frame {len(data)}")
-    (magic, version, op, codec, dtype, ndim, zero, plan, owner, round_, epoch, batch, micro, micros, sender, zero2,
+    (magic, version, op, codec, dtype, ndim, flag, plan, owner, round_, epoch, batch, micro, micros, sender, zero,
      count, credit, total, offset, raw, size, *dims) = _BODY.unpack_from(data)  # fmt: skip
     if magic != MAGIC or version != VERSION:
         raise RemoteProtocolError(
@@ -209,23 +214,33 @@ def parse(data: bytes | memoryview, limit: int) -> Header:
         or codec >= len(CODECS)
         or dtype > len(DTYPES)
         or ndim > MAX_DIMS
+        or flag > 1
         or zero
-        or zero2
         or micro >= micros
     ):
         raise RemoteProtocolError(
-            f"header with op {op} codec {codec} dtype {dtype} ndim {ndim} micro {micro} of {micros}"
+            f"header with op {op} codec {codec} dtype {dtype} ndim {ndim} flags {flag} micro {micro} of {micros}"
         )
     kind = DTYPES[dtype - 1] if dtype else None
     shape = tuple(dims[:ndim])
-    _check_sizes(kind, shape, dims[ndim:] != _NO_DIMS[ndim:], total, offset, raw, size, codec, limit)
-    task = Task(_OPS[op], plan, owner, round_, epoch, batch, micro, micros, count, sender)
-    return Header(task, codec, kind, shape, credit, total, offset, raw, size)
+    relu, masked = _flags(_OPS[op], kind, codec, bool(flag))
+    _check_sizes(kind, shape, dims[ndim:] != _NO_DIMS[ndim:], total, offset, raw, size, codec, limit, masked)
+    task = Task(_OPS[op], plan, owner, round_, epoch, batch, micro, micros, count, sender, None, relu)
+    return Header(task, codec, kind, shape, credit, total, offset, raw, size, masked)
+
+
+def _flags(op: Op, kind: np.dtype[np.generic] | None, codec: int, flag: bool) -> tuple[bool, bool]:
+    """Gives whether it is a ReLU's output, and whether it is masked."""
+    if flag and (kind != FLOAT32 or op not in (Op.FORWARD, Op.BACKWARD)):
+        raise RemoteProtocolError(f"{op.name} of {kind} with a mask: only float32 activations and gradients have one")
+    if not CODECS[codec].exact and (kind != FLOAT32 or op not in LOSSY_OPS):
+        raise RemoteProtocolError(f"{op.name} of {kind} packed by {CODECS[codec].name}, which changes values")
+    return flag and op is Op.FORWARD, flag and op is Op.BACKWARD
 
 
 def _check_sizes(
     kind: np.dtype[np.generic] | None, shape: tuple[int, ...], stray_dims: bool,
-    total: int, offset: int, raw: int, size: int, codec: int, limit: int,
+    total: int, offset: int, raw: int, size: int, codec: int, limit: int, masked: bool,
 ) -> None:  # fmt: skip
     expected = kind.itemsize if kind is not None else 0
     for dim in shape:  # Python integers cannot overflow
@@ -238,6 +253,6 @@ def _check_sizes(
         raise RemoteProtocolError(f"tensor of {total} bytes is over the limit of {limit} (network.max_tensor_bytes)")
     if offset % CHUNK or raw != min(CHUNK, total - offset) or (offset >= total and total):
         raise RemoteProtocolError(f"chunk of {raw} bytes at {offset} does not fit a tensor of {total}")
-    # A packed chunk is always smaller than the chunk; an unpacked one has its size.
-    if (codec == NONE.number and size != raw) or (codec != NONE.number and not 0 < size < raw):
+    # A packed chunk is always smaller than the chunk, and so is a masked one; any other has its size.
+    if not (0 < size < raw if masked or codec != NONE.number else size == raw):
         raise RemoteProtocolError(f"chunk of {raw} bytes says it travels as {size} with codec {codec}")
