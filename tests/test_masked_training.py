@@ -14,6 +14,7 @@ from zmpsl.engine.relu import mask_of_output
 from zmpsl.errors import TrainingError
 from zmpsl.job import Job
 from zmpsl.launch.memory import MemoryRun
+from zmpsl.observe.events import RoundEvent
 from zmpsl.transport.task import Op
 from zmpsl.transport.wire import HEADER_BYTES, Header, parse
 
@@ -122,3 +123,20 @@ def test_with_a_fixed_codec_the_order_of_events_changes_nothing(codec: str) -> N
 def test_a_run_that_diverges_still_says_so(codec: str) -> None:
     with pytest.raises(TrainingError, match="the loss is nan"):
         run(job(*TINY, *RELU_CUTS, f"codec={codec}", "optimizer.lr.initial=1e30"))
+
+
+def test_what_codecs_did_is_told_per_kind_of_link() -> None:
+    ours = MemoryRun(job(*TINY, *RELU_CUTS, "codec=lossless"), seed=1)
+    rounds: list[RoundEvent] = []
+    ours.manager.board.listeners.append(lambda event: rounds.append(event) if isinstance(event, RoundEvent) else None)
+    ours.run()
+    # Parts and averages leave when the round's figures are told already; they count in the next one's.
+    links = {name: link for name, link in rounds[0].links.items() if "aggregator" not in name}
+    down = {"owner>node-0", "node-0>node-1", "node-1>owner"}
+    assert set(links) == down | {"owner>node-1", "node-1>node-0", "node-0>owner"}
+    assert all(0 < link.packed_bytes < link.raw_bytes for link in links.values())
+    assert all(link.encode_s > 0 and link.decode_s > 0 for link in links.values())
+    assert all(set(link.codecs) == {"huff"} for link in links.values())
+    # A round's figures are those of that round alone: the same batches again, without the evaluation between.
+    assert rounds[1].links["owner>node-1"].raw_bytes == links["owner>node-1"].raw_bytes
+    assert rounds[1].links["owner>aggregator"].codecs == {"huff": 2}

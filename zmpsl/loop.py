@@ -194,7 +194,8 @@ class Node(Life):
                     f"the manager at {self._control.endpoint} has been out of reach for {now - self._away_since:.1f} s"
                 )
             )
-        for link in self._links.values():
+        for name, link in self._links.items():
+            self._station.measured(name, link.delivered)
             if link.broken() and self._troubled_at is None and self._stop is None:
                 self._trouble(PeerLostError(f"{self.member.place} lost its connection to {link.name}"))
         if self._troubled_at is not None and now - self._troubled_at > self._network.lost_after_s:

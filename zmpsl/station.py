@@ -13,12 +13,14 @@ from itertools import count
 from zmpsl.errors import RemoteProtocolError
 from zmpsl.job.codec import Spec, parse_spec
 from zmpsl.job.schema import Codec as CodecSettings
+from zmpsl.messages import LinkStats
 from zmpsl.plan import AGGREGATOR, node_name, owner_name
 from zmpsl.roles.actions import Action, Connect, Send
 from zmpsl.roles.member import Member
 from zmpsl.transport.outbox import Outbox
 from zmpsl.transport.packing import Packer, Unpacker
 from zmpsl.transport.task import Op, Task
+from zmpsl.transport.tcp_info import Reading
 from zmpsl.transport.wire import OWNER_SENDER, Header
 
 __all__ = ["URGENCY", "Station", "codec_for"]
@@ -56,6 +58,7 @@ class Station:
         self.strays = 0
         self._waiting: list[tuple[int, int, Task]] = []
         self._order = count()
+        member.links = self.traffic  # type: ignore[method-assign]
 
     def connect(self, action: Connect) -> None:
         """Makes an outbox for every peer of the plan."""
@@ -70,6 +73,31 @@ class Station:
     def send(self, action: Send) -> None:
         """Queues a task for a peer."""
         self.outboxes[action.to].push(self.packers[action.to].queued(action.task))
+
+    def measured(self, peer: str, look: Callable[[], Reading | None]) -> None:
+        """Measures the link to a peer, where a codec is chosen by that; `look` gives what the kernel knows of it."""
+        packer = self.packers[peer]
+        if packer.adaptive and (reading := look()) is not None:
+            packer.rate.read(*reading)
+
+    def traffic(self) -> dict[str, LinkStats]:
+        """Gives what was sent on each kind of link since the start, `node-0>owner` being those to all owners."""
+        me, links = _kind(self.member.place), dict[str, LinkStats]()
+        for peer, packer in self.packers.items():
+            tally, rate, name = packer.tally, packer.rate.bytes_per_s, f"{me}>{_kind(peer)}"
+            sent = LinkStats(
+                raw_bytes=tally.raw_bytes,
+                packed_bytes=tally.packed_bytes,
+                encode_s=tally.encode_s,
+                codecs=dict(tally.codecs),
+                chosen=packer.chosen,
+                bytes_per_s=rate or 0.0,
+            )
+            links[name] = links[name].plus(sent) if name in links else sent
+        for sender, seconds in self.unpack.seconds.items():
+            name = f"{_SENDERS.get(sender) or node_name(sender - 1)}>{me}"
+            links[name] = links.get(name, LinkStats()).plus(LinkStats(decode_s=seconds))
+        return links
 
     def take(self, header: Header, task: Task | None) -> str | None:
         """Takes in a message.
@@ -131,6 +159,14 @@ class Station:
             raise RemoteProtocolError(f"{task}: credit from somebody who is no neighbour")
         self.outboxes[name].grant(task.owner, header.credit)
         return name
+
+
+_SENDERS = {OWNER_SENDER: "owner", 0: AGGREGATOR}
+
+
+def _kind(place: str) -> str:
+    """Names the place without the number of an owner."""
+    return "owner" if place.startswith("owner") else place
 
 
 def _sender(task: Task) -> str:

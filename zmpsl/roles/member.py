@@ -23,6 +23,7 @@ from zmpsl.messages import (
     Finish,
     FromManager,
     Join,
+    LinkStats,
     Progress,
     Publish,
     Refused,
@@ -60,7 +61,7 @@ class Member:
     def __init__(self, runs: Path | None = None, place: str = "") -> None:
         self.place = place
         self.runs = runs
-        self.meter = Meter(lambda: self.traffic())
+        self.meter = Meter(lambda: self.traffic(), lambda: self.links())
         self.plan: Plan | None = None
         self.round = 0
         self._told_at = 0.0
@@ -68,6 +69,10 @@ class Member:
     def traffic(self) -> tuple[int, int, int]:
         """Bytes sent, bytes received, messages rejected; the driver puts its own counters here."""
         return 0, 0, 0
+
+    def links(self) -> dict[str, LinkStats]:
+        """What was sent on each kind of link since the start; the driver puts its own counters here."""
+        return {}
 
     # -- what a driver calls ------------------------------------------------------------------------------------------
 

@@ -10,6 +10,7 @@ pass: the first tile goes through all three stages, each further one costs what 
 
 from __future__ import annotations
 
+from collections import deque
 from typing import NamedTuple
 
 __all__ = ["CANDIDATES", "FAST_BYTES_PER_S", "Chooser", "Cost", "Rate", "seconds"]
@@ -27,9 +28,10 @@ SMALL_BYTES = 4096
 AGAIN_S = 10.0  # a codec's figures are taken anew after this time
 STAY_S = 1.0  # a choice holds at least this long
 GAIN = 0.9  # and goes only for one that takes at most this share of its time
-DECAY = 0.7
-# Fewer bytes than this say more about latency than about the rate.
-SAMPLE_BYTES = 32 << 10
+# A reading counts when so many bytes have gone since the last one; the rate is that of so many readings.
+SAMPLE_BYTES = 64 << 10
+READINGS = 12
+ENOUGH = 3
 
 
 class Cost(NamedTuple):
@@ -44,28 +46,30 @@ RAW = Cost(1.0, 0.0, 0.0)
 
 
 class Rate:
-    """A link's rate: bytes over the time in which some were under way, older samples counting less and less."""
+    """A link's rate: the lower quartile of the last readings in which the link, not the sender, set the pace.
+
+    A low one, because a buffer on the way lets short tensors through at any speed; not the lowest, because a receiver
+    that is busy for once makes a fast link look slow.
+    """
 
     def __init__(self) -> None:
-        self._bytes = self._seconds = 0.0
-        self._last: tuple[float, float] | None = None
+        self._readings: deque[float] = deque(maxlen=READINGS)
+        self._bytes = 0
 
     @property
     def bytes_per_s(self) -> float | None:
-        """The rate; None before anything was measured."""
-        return self._bytes / self._seconds if self._seconds > 0 else None
+        """The rate; None before enough was measured."""
+        count = len(self._readings)
+        return sorted(self._readings)[count // 4] if count >= ENOUGH else None
 
-    def total(self, nbytes: float, busy_s: float) -> None:
-        """Takes the bytes that have arrived since the connection was made, and the time that was needed for them."""
-        before = self._last
-        if before is None or nbytes < before[0] or busy_s < before[1]:  # a new connection
-            before = (0.0, 0.0)
-        if nbytes - before[0] < SAMPLE_BYTES or busy_s <= before[1]:
-            self._last = before
-            return
-        self._bytes = DECAY * self._bytes + nbytes - before[0]
-        self._seconds = DECAY * self._seconds + busy_s - before[1]
-        self._last = (nbytes, busy_s)
+    def read(self, nbytes: int, bytes_per_s: float, lower_bound: bool) -> None:
+        """Takes a reading, see `zmpsl.transport.tcp_info.Reading`."""
+        if nbytes < self._bytes:  # a new connection
+            self._bytes = 0
+        if nbytes - self._bytes >= SAMPLE_BYTES:
+            self._bytes = nbytes
+            if bytes_per_s > 0 and not lower_bound:
+                self._readings.append(bytes_per_s)
 
 
 def seconds(nbytes: int, cost: Cost, bytes_per_s: float, tiles: int) -> float:

@@ -19,6 +19,7 @@ from zmpsl.transport.buffers import ALIGNMENT, BufferPool
 from zmpsl.transport.outbox import Outbox
 from zmpsl.transport.packing import Unpacker
 from zmpsl.transport.task import Task
+from zmpsl.transport.tcp_info import Reading, delivered
 from zmpsl.transport.wire import HEADER_BYTES, INLINE, MAX_MESSAGE, Header, Message, parse
 
 __all__ = ["Inbox", "Link", "configure"]
@@ -209,9 +210,11 @@ class Link:
         self.sent_bytes = 0
         self.socket = context.socket(zmq.PUSH)
         configure(self.socket, MAX_MESSAGE, HIGH_WATER_MARKS, HEARTBEAT_TIMEOUT_S)
-        self.monitor = self.socket.get_monitor_socket(zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED)
+        events = zmq.EVENT_CONNECTED | zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED
+        self.monitor = self.socket.get_monitor_socket(events)
         self.socket.connect(endpoint)
         self._unsent: Message | None = None
+        self._descriptor = -1
 
     @property
     def blocked(self) -> bool:
@@ -253,8 +256,15 @@ class Link:
         """Tells whether the connection was lost since the last call."""
         lost = False
         while self.monitor.poll(0):
-            lost |= recv_monitor_message(self.monitor)["event"] == zmq.EVENT_DISCONNECTED
+            event = recv_monitor_message(self.monitor)
+            lost |= event["event"] == zmq.EVENT_DISCONNECTED
+            if event["event"] == zmq.EVENT_CONNECTED:
+                self._descriptor = event["value"]
         return lost
+
+    def delivered(self) -> Reading | None:
+        """Gives what the kernel knows of the connection, None where it does not tell."""
+        return delivered(self._descriptor) if self._descriptor >= 0 else None
 
     def close(self, linger_s: float = 0.0) -> None:
         """Closes the socket after at most `linger_s` seconds for what it still holds."""

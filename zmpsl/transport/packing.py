@@ -140,7 +140,12 @@ class Packer:
         self.rate = Rate()
         self._specs = {op: spec_of(op) for op in Op}
         self._codecs = {op: codec_of(spec) for op, spec in self._specs.items() if spec.name != "auto"}
-        self._choosers = {op: Chooser(spec.within) for op, spec in self._specs.items() if spec.name == "auto"}
+        self._choosers = {
+            op: Chooser(spec.within if op in LOSSY_OPS else "lossless")
+            for op, spec in self._specs.items()
+            if spec.name == "auto"
+        }
+        self._chosen: dict[Op, str] = {}
         self._clock = clock
         self._residuals: dict[tuple[Op, int, int], tuple[int, Bytes]] = {}
 
@@ -150,9 +155,9 @@ class Packer:
         return bool(self._choosers)
 
     @property
-    def chosen(self) -> dict[str, str]:
-        """What was chosen by measurement so far, by kind of task."""
-        return {op.name.lower(): chooser.name for op, chooser in self._choosers.items()}
+    def chosen(self) -> str:
+        """What is chosen by measurement at present, such as `forward huff, backward none`."""
+        return ", ".join(f"{op.name.lower()} {name}" for op, name in sorted(self._chosen.items()))
 
     def __call__(self, task: Task) -> Packing:
         """Gives the packing of a task's tensor."""
@@ -186,10 +191,12 @@ class Packer:
         for name in chooser.wanted(now, rate, task.nbytes):
             chooser.note(name, self._try(by_class(name), task), now)
         name = chooser.choose(now, rate, task.nbytes, -(-task.nbytes // CHUNK))
+        if rate is not None:
+            self._chosen[task.op] = chooser.name
         if chooser.name != before and rate is not None:
             log.info(
                 "%s: %s packs by %s instead of %s, the link carries %.4g Mbit/s",
-                self.name, task.op.name, chooser.name, before, rate * 8e-6,
+                self.name, task.op.name, chooser.name, before, 8e-6 * rate,
             )  # fmt: skip
         return by_class(name)
 
