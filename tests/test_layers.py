@@ -26,7 +26,7 @@ LAYERS = [
     ["zmpsl.codecs", "zmpsl.state"],
     ["zmpsl.messages"],
     ["zmpsl.transport", *(f"zmpsl.transport.{name}" for name in PURE_TRANSPORT)],
-    ["zmpsl.transport.link", "zmpsl.transport.control"],
+    ["zmpsl.transport.link", "zmpsl.transport.control", "zmpsl.codec_trial"],
     ["zmpsl.data", "zmpsl.engine", "zmpsl.observe", "zmpsl.checkpoint", "zmpsl.planner"],
     ["zmpsl.roles"],
     ["zmpsl.station", "zmpsl.life"],

@@ -2,7 +2,7 @@
 
 Codecs by what they do to float32 values:
 
-    none lz4 bitmap huff          exact; huff and bitmap also spare gradients that nobody reads (docs/concepts.md)
+    none lz4 bitmap huff          exact; all but none also spare gradients that nobody reads (docs/concepts.md)
     bf16 bf16-huff                each value rounded to 8 bits of mantissa
     int8 int4 qz(STEP)            256 (16) levels per block; multiples of STEP times the root mean square
     topk(SHARE[, error-feedback]) the largest values, rounded to bf16; the others are 0

@@ -30,8 +30,6 @@ __all__ = ["Packer", "Tally", "Unpacker", "codec_of"]
 log = logging.getLogger("zmpsl")
 Clock = Callable[[], float]
 Bytes = NDArray[np.uint8]
-# These do not look at values, so a mask is no use to them.
-BLIND = ("none", "lz4")
 
 
 def codec_of(spec: Spec) -> Codec:
@@ -175,7 +173,7 @@ class Packer:
         """Gives a task that is about to wait, without the activation that its mask would hold on to."""
         if task.mask is None or task.op is not Op.BACKWARD:
             return task
-        if self._specs[task.op].name in BLIND:
+        if self._specs[task.op].name == "none":
             return structs.replace(task, mask=None)
         task.mask.settle()
         return task
