@@ -65,7 +65,10 @@ class Station:
         job = action.plan.job
         for name in action.peers:
             me = self.member.place
-            packer = self.packers[name] = Packer(f"{me}>{name}", codec_for(job.codec, me, name))
+            packer = Packer(f"{me}>{name}", codec_for(job.codec, me, name))
+            if name in self.packers:  # connected anew: what was counted before still counts
+                packer.tally = self.packers[name].tally
+            self.packers[name] = packer
             outbox = Outbox(action.sender, packer, job.network.credit_bytes)
             outbox.plan = action.plan.version
             self.outboxes[name] = outbox

@@ -145,7 +145,7 @@ class Packer:
         }
         self._chosen: dict[Op, str] = {}
         self._clock = clock
-        self._residuals: dict[tuple[Op, int, int], tuple[int, Bytes]] = {}
+        self._residuals: dict[tuple[Op, int, int], tuple[tuple[int, int], Bytes]] = {}
 
     @property
     def adaptive(self) -> bool:
@@ -217,10 +217,11 @@ class Packer:
         if not self._specs[task.op].feedback or task.tensor is None:
             return None
         key = (task.op, task.owner, task.micro)
-        round_, residual = self._residuals.get(key, (-1, None))
-        if residual is None or round_ != task.round or residual.nbytes != task.nbytes:
+        now = (task.plan, task.round)
+        before, residual = self._residuals.get(key, (now, None))
+        if residual is None or before != now or residual.nbytes != task.nbytes:
             residual = np.zeros(task.nbytes, np.uint8)
-            self._residuals[key] = task.round, residual
+            self._residuals[key] = now, residual
         return residual
 
 
