@@ -260,6 +260,8 @@ class Link:
             lost |= event["event"] == zmq.EVENT_DISCONNECTED
             if event["event"] == zmq.EVENT_CONNECTED:
                 self._descriptor = event["value"]
+            elif event["event"] == zmq.EVENT_DISCONNECTED:
+                self._descriptor = -1  # the system may give the number to something else
         return lost
 
     def delivered(self) -> Reading | None:
