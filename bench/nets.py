@@ -26,3 +26,11 @@ def trivial(width: int = 8) -> Iterator[nn.Module]:
     yield nn.Linear(width, width)
     yield nn.Linear(width, width)
     yield nn.Linear(width, 10)
+
+
+def relu_cuts(width: int = 16, classes: int = 10) -> Iterator[nn.Module]:
+    """Blocks 0 and 2 end in a ReLU: images (B, 1, 28, 28), (B, width, 14, 14) at both cuts."""
+    yield nn.Sequential(nn.Conv2d(1, width, 3, stride=2, padding=1), nn.ReLU())
+    yield conv(width, 2 * width)
+    yield conv(2 * width, width)
+    yield nn.Sequential(nn.MaxPool2d(2), nn.Flatten(), nn.Linear(width * 49, classes))

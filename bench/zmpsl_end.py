@@ -43,7 +43,7 @@ class Zmpsl:
         if self._security.key is not None:
             self.address += f" {self._security.key.public}"
         packer = by_name(codec)
-        self._outbox = Outbox(int(receiver), lambda _op: packer, network.credit_bytes)
+        self._outbox = Outbox(int(receiver), lambda _task: packer, network.credit_bytes)
         self._poller = zmq.Poller()
         self._poller.register(self._inbox.socket, zmq.POLLIN)
         self._watched = False

@@ -75,7 +75,7 @@ class Hop:
 
     def __init__(self, credit_bytes: int = 1 << 40, codec: str = "none") -> None:
         self.wire = Wire()
-        self.outbox = Outbox(7, lambda _op: by_name(codec), credit_bytes)
+        self.outbox = Outbox(7, lambda _task: by_name(codec), credit_bytes)
         self.link = Link(self.wire, "peer", "tcp://127.0.0.1:1", self.outbox)  # type: ignore[arg-type]
         self.inbox = Inbox(self.wire, "tcp://127.0.0.1:*", LIMIT)  # type: ignore[arg-type]
 

@@ -310,7 +310,7 @@ def test_over_sockets_all_of_a_full_outbox_arrives_in_few_messages(monkeypatch: 
     """The same over ZeroMQ, whose receiver starts to read when its sender is full."""
     context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
     inbox = Inbox(context, "tcp://127.0.0.1:*", LIMIT)
-    outbox = Outbox(0, lambda _op: NONE, 1 << 30)
+    outbox = Outbox(0, lambda _task: NONE, 1 << 30)
     link = Link(context, "peer", inbox.endpoint, outbox)
     try:
         sent = [task_of(batch, [INLINE, None, 300][batch % 3]) for batch in range(2000)]

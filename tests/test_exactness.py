@@ -44,6 +44,10 @@ MODELS = {
 }
 
 
+# Cuts right behind a ReLU, and behind one with max-pooling after it: gradients travel under the activation's mask.
+LOSSLESS = ["codec=lossless", "cuts=[1, 3, 4]"]
+
+
 def settings(model: str, hops: int, owners: int, micro: int, *more: str) -> Job:
     sizes = (
         []
@@ -112,6 +116,10 @@ def test_schedule_changes_nothing(seed: int):
         ["train.schedule=gpipe"],
         ["codec.activations=lz4", "codec.gradients=lz4", "codec.parts=lz4"],
         ["codec.activations=huff", "codec.gradients=huff", "codec.parts=huff"],
+        ["codec=lossless"],
+        ["codec=lossless", "cuts=[1, 2, 5]", "train.schedule=gpipe", "train.micro_batches=4"],
+        ["codec=bitmap"],
+        ["codec=auto"],
         ["optimizer.state=average"],
         ["optimizer.name=adam", "optimizer.state=average", "optimizer.lr.initial=0.01"],
         ["optimizer.momentum=0", "optimizer.weight_decay=0"],
@@ -148,6 +156,15 @@ def test_resumed_run_may_be_cut_differently(tmp_path: Path, hops: int, more: lis
     wanted = settings("batch-norm", hops, 3, 1, *momentum, *more)
     MemoryRun(wanted, 2, tmp_path, resume=read_record(tmp_path / "memory")).run()
     assert differing(load_state_dict(tmp_path / "memory"), reference(wanted).states[-1]) == []
+
+
+@pytest.mark.parametrize("micro", [1, 4])
+def test_lossless_over_tcp_behind_a_relu(micro: int):
+    wanted = settings("dropout", 2, 3, micro, *LOSSLESS, "network.jitter_s=0.002")
+    with ThreadedRun(wanted) as ours:
+        ours.finish()
+    assert differing(global_state(ours.members), reference(wanted).states[-1]) == []
+    assert all(node.rejected == 0 for node in ours.nodes)
 
 
 @pytest.mark.parametrize("model", MODELS)

@@ -162,7 +162,7 @@ def _broken(tensor: np.ndarray[Any, Any], rng: random.Random) -> Iterator[Frames
     yield wire(header[:-4] + bytes(4), chunk)
     yield wire(header[:-1], chunk)
     fields = [
-        (2, "B", 2), (3, "B", 99), (4, "B", 1), (4, "B", 9), (5, "B", 0), (6, "B", 9), (7, "B", 1), (30, "H", 0),
+        (2, "B", 2), (3, "B", 99), (4, "B", 1), (4, "B", 9), (5, "B", 0), (6, "B", 9), (7, "B", 2), (30, "H", 0),
         (52, "Q", 2**63), (60, "Q", CHUNK), (68, "I", 1), (72, "I", 1), (76, "Q", 2**62),
     ]  # fmt: skip
     yield from (wire(forged(header, *field), chunk) for field in fields)
@@ -396,5 +396,3 @@ def test_the_comparison_can_fail():
     other.run()
     assert other.manager.record is not None
     assert other.manager.record.committed != undisturbed()
-
-

@@ -63,7 +63,7 @@ def test_every_key_is_there_with_its_default(key: str, default: object) -> None:
         ("optimizer.name", "`adam` or `sgd`"),
         ("compute_nodes", "`null`, or whole number, 1 or more, at most 255"),
         ("cuts", "`auto` or `even`, or list of: whole number, 1 or more"),
-        ("codec.links", "mapping of text to `huff` or `lz4` or `none`"),
+        ("codec.links", "mapping of text to text"),
         ("data.download", "`true` or `false`"),
     ],
 )

@@ -28,7 +28,7 @@ def task_of(owner: int, nbytes: int | None, batch: int = 0) -> Task:
 
 
 def outbox_of(credit_bytes: int = CREDIT) -> Outbox:
-    return Outbox(7, lambda _op: NONE, credit_bytes)
+    return Outbox(7, lambda _task: NONE, credit_bytes)
 
 
 def sent(outbox: Outbox) -> list[Header]:
@@ -119,7 +119,7 @@ class TestCredit:
         assert len(sent(outbox)) == 2
 
     def test_bytes_count_unpacked_whatever_the_codec(self) -> None:
-        outbox = Outbox(7, lambda _op: by_name("lz4"), 10_000)
+        outbox = Outbox(7, lambda _task: by_name("lz4"), 10_000)
         for batch in range(3):
             outbox.push(task_of(0, 6000, batch))
         (header,) = sent(outbox)
@@ -136,7 +136,9 @@ class TestSending:
 
     def test_each_kind_of_task_gets_its_codec(self) -> None:
         asked: list[Op] = []
-        outbox = Outbox(0, lambda op: asked.append(op) or by_name("lz4" if op is Op.BACKWARD else "none"), 1 << 20)
+        outbox = Outbox(
+            0, lambda task: asked.append(task.op) or by_name("lz4" if task.op is Op.BACKWARD else "none"), 1 << 20
+        )
         for op in (Op.FORWARD, Op.BACKWARD):
             outbox.push(Task(op, 1, 0, 0, tensor=np.zeros(5000, np.uint8)))
         assert [header.codec for header in sent(outbox)] == [0, 1]

@@ -71,7 +71,7 @@ def sealed(header: bytes, at: int, code: str, *values: int) -> bytes:
 
 
 class TestRoundTrip:
-    @pytest.mark.parametrize("codec", CODECS, ids=lambda codec: codec.name)
+    @pytest.mark.parametrize("codec", [codec for codec in CODECS if codec.exact], ids=lambda codec: codec.name)
     @pytest.mark.parametrize("shape", SHAPES, ids=str)
     def test_every_dtype_and_shape_arrives_bit_for_bit(self, shape: tuple[int, ...], codec: object) -> None:
         dtypes = DTYPES if np.prod(shape) < 10_000 else DTYPES[:1] + DTYPES[-1:]
@@ -176,7 +176,7 @@ GOLDEN_TASK = Task(
     np.zeros((3, 5), np.float16),
 )  # fmt: skip
 GOLDEN = bytes.fromhex(
-    "7a50 01 02 00 03 02 00"  # magic "zP", version, op, codec, dtype, dimensions, zero
+    "7a50 01 02 00 03 02 00"  # magic "zP", version, op, codec, dtype, dimensions, flags
     "04030201 14131211 24232221 34333231 44434241"  # plan, owner, round, epoch, batch
     "0201 0403 0605 0000"  # micro, micros, sender, zero
     "5857565554535251 6867666564636261"  # count, credit
@@ -202,7 +202,8 @@ class TestLayout:
         names = ["FORWARD", "BACKWARD", "EVALUATE", "CLOSE", "PART", "GLOBAL", "CREDIT"]
         assert {op.name: int(op) for op in Op} == {name: number for number, name in enumerate(names, 1)}
         assert [dtype.str for dtype in DTYPES] == ["<f4", "<f8", "<f2", "|u1", "|i1", "<i2", "<i4", "<i8", "|b1"]
-        assert [(codec.name, codec.number) for codec in CODECS] == [("none", 0), ("lz4", 1), ("huff", 2)]
+        names = ["none", "lz4", "huff", "bitmap", "bf16", "int8", "int4", "bf16-huff", "qz"]
+        assert [(codec.name, codec.number) for codec in CODECS] == [(name, i) for i, name in enumerate(names)]
 
 
 class TestHostileHeaders:
@@ -228,7 +229,9 @@ class TestHostileHeaders:
             (4, "B", (2,), "codec 2"),
             (5, "B", (10,), "dtype 10"),
             (6, "B", (9,), "ndim 9"),
-            (7, "B", (1,), "header with codec"),
+            (7, "B", (2,), "header with codec"),
+            (7, "B", (1,), "FORWARD of float16 with a mask"),
+            (4, "B", (4,), "FORWARD of float16 packed by bf16, which changes values"),
             (28, "HH", (0, 0), "micro 0 of 0"),
             (28, "HH", (5, 5), "micro 5 of 5"),
             (34, "H", (1,), "header with op"),

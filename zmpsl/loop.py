@@ -93,6 +93,7 @@ class Node(Life):
         self._links: dict[str, Link] = {}
         self._station = Station(member)
         self._inbox.admit = member.admit
+        self._inbox.unpack = self._station.unpack
         self._order = count()
         self._poller = zmq.Poller()
         self._poller.register(self._control.socket, zmq.POLLIN)
@@ -214,9 +215,10 @@ class Node(Life):
                     f"the manager at {self._control.endpoint} has been out of reach for {now - self._away_since:.1f} s"
                 )
             )
-        for link in self._links.values():
+        for name, link in self._links.items():
             if link.broken():
-                self._perform(self.member.broken(link.name))
+                self._perform(self.member.broken(name))
+            self._station.measured(name, link.delivered)
         if self._troubled_at is not None and now - self._troubled_at > self._network.lost_after_s:
             # The manager should have ended the run by now; do not wait for ever.
             self._fail(self.error or PeerLostError("the manager did not answer"))
@@ -331,7 +333,7 @@ class Node(Life):
             self._push(action)
 
     def _push(self, action: Send) -> None:
-        self._station.outboxes[action.to].push(action.task)
+        self._station.send(action)
         self._flush(action.to)
 
     # -- the end ------------------------------------------------------------------------------------------------------

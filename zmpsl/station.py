@@ -10,14 +10,17 @@ import heapq
 from collections.abc import Callable, Iterator
 from itertools import count
 
-from zmpsl.codecs import Codec, by_name
 from zmpsl.errors import RemoteProtocolError
+from zmpsl.job.codec import Spec, parse_spec
 from zmpsl.job.schema import Codec as CodecSettings
+from zmpsl.messages import LinkStats
 from zmpsl.plan import AGGREGATOR, node_name, owner_name
-from zmpsl.roles.actions import Action, Connect
+from zmpsl.roles.actions import Action, Connect, Send
 from zmpsl.roles.member import Member
 from zmpsl.transport.outbox import Outbox
+from zmpsl.transport.packing import Packer, Tally, Unpacker
 from zmpsl.transport.task import Op, Task
+from zmpsl.transport.tcp_info import Reading
 from zmpsl.transport.wire import OWNER_SENDER, Header
 
 __all__ = ["URGENCY", "Station", "codec_for", "sender_of"]
@@ -27,7 +30,7 @@ __all__ = ["URGENCY", "Station", "codec_for", "sender_of"]
 URGENCY = {Op.BACKWARD: 0, Op.FORWARD: 1, Op.CLOSE: 1, Op.EVALUATE: 1, Op.GLOBAL: 1, Op.PART: 2}
 
 
-def codec_for(settings: CodecSettings, me: str, peer: str) -> Callable[[Op], Codec]:
+def codec_for(settings: CodecSettings, me: str, peer: str) -> Callable[[Op], Spec]:
     """Gives the codec of each kind of task on the link from `me` to `peer`."""
     by_kind = {
         Op.FORWARD: settings.activations, Op.EVALUATE: settings.activations, Op.BACKWARD: settings.gradients,
@@ -35,7 +38,7 @@ def codec_for(settings: CodecSettings, me: str, peer: str) -> Callable[[Op], Cod
     }  # fmt: skip
     ends = [[name, name.split("-")[0]] if name.startswith("owner") else [name] for name in (me, peer)]
     special = [settings.links[f"{a}>{b}"] for a in ends[0] for b in ends[1] if f"{a}>{b}" in settings.links]
-    return lambda op: by_name(special[0] if special else by_kind.get(op, "none"))
+    return lambda op: parse_spec(special[0] if special else by_kind.get(op, "none"))
 
 
 class Station:
@@ -43,29 +46,70 @@ class Station:
 
     Attributes:
         outboxes: By place name of the peer.
+        packers: The same, how their tensors are packed.
+        unpack: Unpacks what arrives.
         strays: Tasks that were whole but not for us, and were dropped.
     """
 
     def __init__(self, member: Member) -> None:
         self.member = member
         self.outboxes: dict[str, Outbox] = {}
+        self.packers: dict[str, Packer] = {}
+        self._tallies: dict[str, Tally] = {}
+        self.unpack = Unpacker(member.known_mask)
         self.strays = 0
         self._waiting: list[tuple[int, int, Task]] = []
         self._parked: list[tuple[int, int, Task]] = []  # there is no room for them before somebody closes
         self._order = count()
+        member.links = self.traffic  # type: ignore[method-assign]
 
     def disconnect(self) -> None:
         """Forgets peers and all that waits; what is under way on the links is lost."""
         self.outboxes.clear()
+        self.packers.clear()
         self.clear()
 
     def connect(self, action: Connect) -> None:
         """Makes an outbox for every peer of the plan."""
         job = action.plan.job
         for name in action.peers:
-            outbox = Outbox(action.sender, codec_for(job.codec, self.member.place, name), job.network.credit_bytes)
+            me = self.member.place
+            packer = Packer(f"{me}>{name}", codec_for(job.codec, me, name))
+            # Connected anew: what was counted before still counts, what was measured or left to make up does not.
+            packer.tally = self._tallies.setdefault(name, packer.tally)
+            self.packers[name] = packer
+            outbox = Outbox(action.sender, packer, job.network.credit_bytes)
             outbox.plan = action.plan.version
             self.outboxes[name] = outbox
+
+    def send(self, action: Send) -> None:
+        """Queues a task for a peer."""
+        self.outboxes[action.to].push(self.packers[action.to].queued(action.task))
+
+    def measured(self, peer: str, look: Callable[[], Reading | None]) -> None:
+        """Measures the link to a peer, where a codec is chosen by that; `look` gives what the kernel knows of it."""
+        packer = self.packers[peer]
+        if packer.adaptive and (reading := look()) is not None:
+            packer.rate.read(*reading)
+
+    def traffic(self) -> dict[str, LinkStats]:
+        """Gives what was sent on each kind of link since the start, `node-0>owner` being those to all owners."""
+        me, links = _kind(self.member.place), dict[str, LinkStats]()
+        for peer, tally in self._tallies.items():
+            packer, name = self.packers.get(peer), f"{me}>{_kind(peer)}"
+            sent = LinkStats(
+                raw_bytes=tally.raw_bytes,
+                packed_bytes=tally.packed_bytes,
+                encode_s=tally.encode_s,
+                codecs=dict(tally.codecs),
+                chosen="" if packer is None else packer.chosen,
+                bytes_per_s=0.0 if packer is None else packer.rate.bytes_per_s or 0.0,
+            )
+            links[name] = links[name].plus(sent) if name in links else sent
+        for sender, seconds in self.unpack.seconds.items():
+            name = f"{_SENDERS.get(sender) or node_name(sender - 1)}>{me}"
+            links[name] = links.get(name, LinkStats()).plus(LinkStats(decode_s=seconds))
+        return links
 
     def take(self, header: Header, task: Task | None) -> str | None:
         """Takes in a message.
@@ -146,6 +190,14 @@ class Station:
             raise RemoteProtocolError(f"{task}: credit from somebody who is no neighbour")
         self.outboxes[name].grant(task.owner, header.credit)
         return name
+
+
+_SENDERS = {OWNER_SENDER: "owner", 0: AGGREGATOR}
+
+
+def _kind(place: str) -> str:
+    """Names the place without the number of an owner."""
+    return "owner" if place.startswith("owner") else place
 
 
 def sender_of(task: Task) -> str:

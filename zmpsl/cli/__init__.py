@@ -9,7 +9,7 @@ from __future__ import annotations
 import click
 
 from zmpsl import __version__
-from zmpsl.cli import doctor, keys, look, planning, roles, run
+from zmpsl.cli import bench, doctor, keys, look, planning, roles, run
 from zmpsl.cli.options import EXIT_CODES
 
 __all__ = ["main"]
@@ -23,6 +23,6 @@ def main() -> None:
 
 for _command in (
     run.run, run.submit, roles.manager, roles.compute, roles.owner, roles.aggregator, look.models, look.report,
-    keys.keys, doctor.doctor, planning.profile, planning.plan, planning.estimate, planning.simulate,
+    keys.keys, doctor.doctor, planning.profile, planning.plan, planning.estimate, planning.simulate, bench.bench,
 ):  # fmt: skip
     main.add_command(_command)

@@ -16,6 +16,7 @@ from zmpsl.plan import Plan
 from zmpsl.pool.account import part_memory
 from zmpsl.pool.pool import ReplicaPool
 from zmpsl.state import Average, digest, not_finite
+from zmpsl.transport.mask import KnownMask
 from zmpsl.transport.task import Op, Task
 
 __all__ = ["ComputeEngine", "to_array", "to_tensor"]
@@ -90,15 +91,26 @@ class ComputeEngine:
         if not self.has_room(task):
             raise LocalProtocolError(f"{task}: handled although there is no room for a replica")
         replica = self.pool.get(task.owner, self._build)
-        output = replica.forward(inputs, (task.round, task.epoch, task.batch, task.micro))
+        at = (task.round, task.epoch, task.batch, task.micro)
+        output = replica.forward(inputs, at, relu=task.relu)
         self._samples[task.owner] = self._samples.get(task.owner, 0) + len(output)
-        return task.reply(Op.FORWARD, to_array(output))
+        return task.reply(Op.FORWARD, to_array(output), replica.masks(at)[1])
 
     def backward(self, task: Task) -> Task:
         """Runs one micro-batch backward; the weights are not changed yet."""
         replica = self.pool.get(task.owner)
-        gradient = replica.backward(to_tensor(task), (task.round, task.epoch, task.batch, task.micro))
-        return task.reply(Op.BACKWARD, None if gradient is None else to_array(gradient))
+        at = (task.round, task.epoch, task.batch, task.micro)
+        mask = replica.masks(at)[0]
+        gradient = replica.backward(to_tensor(task), at)
+        return task.reply(Op.BACKWARD, None if gradient is None else to_array(gradient), mask)
+
+    def known_mask(self, task: Task) -> KnownMask | None:
+        """Gives the mask of the output that a gradient belongs to, where that is a ReLU's and still saved."""
+        try:
+            replica = self.pool.get(task.owner)
+        except RemoteProtocolError:
+            return None
+        return replica.masks((task.round, task.epoch, task.batch, task.micro))[1]
 
     def expect_gradient(self, task: Task) -> None:
         """Checks that a gradient is one that this part waits for.

@@ -9,6 +9,7 @@ from zmpsl.engine.replica import Key, Part, Replica, aligned
 from zmpsl.errors import RemoteProtocolError, TrainingError
 from zmpsl.plan import Plan
 from zmpsl.state import Flat, ends_layout
+from zmpsl.transport.mask import KnownMask
 
 __all__ = ["OwnerEngine", "loss_of"]
 
@@ -42,6 +43,10 @@ class OwnerEngine:
     def first_forward(self, inputs: Tensor, at: Key) -> Tensor:
         """Runs part 0 on one micro-batch; gives the smashed data."""
         return self._first.forward(inputs, at, first=True)
+
+    def first_mask(self, at: Key) -> KnownMask | None:
+        """Gives the mask of part 0's output, where that is a ReLU's and still saved."""
+        return self._first.masks(at)[1]
 
     def last_part(self, activations: Tensor, targets: Tensor, at: Key, samples: int) -> tuple[Tensor, float]:
         """Runs part P - 1 forward, the loss, and part P - 1 backward.

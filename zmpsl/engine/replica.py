@@ -12,20 +12,23 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterable, Sequence
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from zmpsl.engine.build import build_blocks, keyed_generator
+from zmpsl.engine.relu import mask_of_output
 from zmpsl.errors import RemoteProtocolError, TrainingError
 from zmpsl.job.schema import Job, Optimizer
 from zmpsl.plan import Plan
 from zmpsl.randomness import key
 from zmpsl.state import Flat, Layout, layout_of, optimizer_entries
 from zmpsl.transport.buffers import ALIGNMENT
+from zmpsl.transport.mask import KnownMask
 
-__all__ = ["Part", "Replica", "aligned", "learning_rate", "make_optimizer"]
+__all__ = ["Part", "Replica", "Saved", "aligned", "learning_rate", "make_optimizer"]
 
 Key = tuple[int, int, int, int]  # round, local epoch, batch, micro-batch
 
@@ -102,6 +105,15 @@ def _tensors(layout: Layout, flat: Flat) -> dict[str, Tensor]:
     return {name: torch.from_numpy(array) for name, array in layout.views(flat).items()}
 
 
+class Saved(NamedTuple):
+    """What a micro-batch leaves between forward and backward; the masks are those of ReLU outputs."""
+
+    leaf: Tensor
+    output: Tensor
+    leaf_mask: KnownMask | None
+    output_mask: KnownMask | None
+
+
 class Replica:
     """One owner's copy of a part.
 
@@ -130,7 +142,7 @@ class Replica:
         self._optimizer = make_optimizer(base.job.optimizer, trained)
         # A forward may change what is not trained, so that is always our own; so is averaged optimiser state.
         self._trained = {name for name, _ in self._parameters}
-        self._saved: dict[Key, tuple[Tensor, Tensor]] = {}
+        self._saved: dict[Key, Saved] = {}
         self._shares = False
 
     def reset(self, round_: int) -> None:
@@ -176,20 +188,26 @@ class Replica:
 
     def output_of(self, at: Key) -> tuple[int, ...] | None:
         """Gives the shape of a micro-batch's output whose backward is to come, None where there is none."""
-        return tuple(self._saved[at][1].shape) if at in self._saved else None
+        return tuple(self._saved[at].output.shape) if at in self._saved else None
 
     @property
     def saved(self) -> int:
         """Number of micro-batches whose backward is to come."""
         return len(self._saved)
 
-    def forward(self, inputs: Tensor, at: Key, *, first: bool = False) -> Tensor:
+    def masks(self, at: Key) -> tuple[KnownMask | None, KnownMask | None]:
+        """Gives the masks of a saved micro-batch's input and output, where these are ReLU outputs."""
+        saved = self._saved.get(at)
+        return (None, None) if saved is None else (saved.leaf_mask, saved.output_mask)
+
+    def forward(self, inputs: Tensor, at: Key, *, first: bool = False, relu: bool = False) -> Tensor:
         """Runs the blocks in training mode and saves what backward needs.
 
         Args:
             inputs: Activations of one micro-batch, `(b, ...)`.
             at: Which micro-batch.
             first: The inputs are data: no gradient is wanted for them.
+            relu: The inputs are a ReLU's output.
 
         Returns:
             The output, attached to the graph.
@@ -212,7 +230,8 @@ class Replica:
             )
         else:
             self.base.lends = False
-        self._saved[at] = leaf, output
+        leaf_mask = KnownMask(leaf.detach().numpy()) if relu else None
+        self._saved[at] = Saved(leaf, output, leaf_mask, mask_of_output(output))
         return output
 
     def backward(self, gradient: Tensor | None, at: Key, loss: Tensor | None = None) -> Tensor | None:
@@ -229,7 +248,7 @@ class Replica:
         saved = self._saved.pop(at, None)
         if saved is None:
             raise RemoteProtocolError(f"owner {self.owner}: backward of {at} without its forward")
-        leaf, output = saved
+        leaf, output = saved.leaf, saved.output
         if loss is not None:
             loss.backward()  # type: ignore[no-untyped-call]
         elif gradient is None or gradient.shape != output.shape or gradient.dtype != output.dtype:

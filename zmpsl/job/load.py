@@ -14,6 +14,7 @@ import msgspec
 import yaml
 
 from zmpsl.errors import JobError
+from zmpsl.job.codec import problems, spread
 from zmpsl.job.schema import Job
 from zmpsl.job.text import read_yaml, write_yaml
 
@@ -66,8 +67,10 @@ def parse_as(kind: type[T], text: str, source: str, overrides: Iterable[str] = (
         what = "a job" if kind is Job else f"a {kind.__name__.lower()}"
         raise JobError(f"{source}:1: {what} is a mapping of keys to values, not a {type(data).__name__}")
     origins: dict[tuple[str, ...], str] = {}
+    _spread_codec(kind, data)
     for override in overrides:
         origins[_override(kind, data, override)] = f"--set {override}"
+        _spread_codec(kind, data)
 
     def where(parts: list[str]) -> str:
         """Names the option or the line that a value came from."""
@@ -79,15 +82,25 @@ def parse_as(kind: type[T], text: str, source: str, overrides: Iterable[str] = (
     for parts, problem in _not_plain(data, []):
         raise JobError(f"{where(parts)}: {problem}")
     try:
-        return msgspec.convert(data, kind, strict=True)
+        job = msgspec.convert(data, kind, strict=True)
     except msgspec.ValidationError as error:
         parts, problem = _explain(kind, str(error), data)
         raise JobError(f"{where(parts)}: {problem}") from error
+    if isinstance(job, Job):
+        for parts, problem in problems(job.codec):
+            raise JobError(f"{where(parts)}: {problem}")
+    return job
 
 
 def dump_job(job: Job) -> str:
     """Gives the full job as YAML, every default visible; `parse_job` reads it back."""
     return write_yaml(msgspec.to_builtins(job))
+
+
+def _spread_codec(kind: type, data: dict[str, Any]) -> None:
+    """Writes out what a single text for the whole section `codec` stands for."""
+    if kind is Job and isinstance(data.get("codec"), str):
+        data["codec"] = spread(data["codec"])
 
 
 # -- overrides --------------------------------------------------------------------------------------------------------
@@ -272,6 +285,8 @@ def check_job(job: Job, source: str) -> None:
             f"{source}: data.partition.sizes must list one number for each of the {job.owners} owners, "
             f"with kind: sizes and only then"
         )
+    for _, problem in problems(job.codec):
+        raise JobError(f"{source}: {problem}")
     known = {
         "owner",
         "aggregator",

@@ -20,7 +20,6 @@ Seconds = Annotated[float, Meta(gt=0)]
 Share = Annotated[float, Meta(ge=0, le=1)]
 # zmpsl.pool.budget reads it.
 MEMORY_PATTERN = r"^[0-9]+([.][0-9]+)? ?(%|B|kB|KiB|MB|MiB|GB|GiB|TB|TiB)$"
-CodecName = Literal["none", "lz4", "huff"]
 
 
 class Settings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -172,16 +171,16 @@ class Evaluate(Settings, frozen=True, forbid_unknown_fields=True, kw_only=True):
 
 
 class Codec(Settings, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """How tensors are packed on the wire, per kind and per link."""
+    """How tensors are packed on the wire, per kind and per link; one codec or preset alone sets both directions."""
 
-    activations: Annotated[CodecName, Meta(description="smashed data, on the way forward")] = "none"
-    gradients: Annotated[CodecName, Meta(description="cut-layer gradients, on the way back")] = "none"
-    parts: Annotated[CodecName, Meta(description="the owners' first and last part, to and from the aggregator")] = (
-        "none"
-    )
+    activations: Annotated[str, Meta(description="smashed data, on the way forward, and in evaluation")] = "none"
+    gradients: Annotated[str, Meta(description="cut-layer gradients, on the way back")] = "none"
+    parts: Annotated[
+        str, Meta(description="the owners' first and last part, to and from the aggregator; exact codecs only")
+    ] = "none"
     links: Annotated[
-        dict[str, CodecName],
-        Meta(description="exceptions per link, such as `owner>node-0: lz4` or `node-0>node-1: none`"),
+        dict[str, str],
+        Meta(description="exceptions per link, such as `owner>node-0: qz(0.5)` or `node-0>node-1: none`"),
     ] = field(default_factory=dict)
 
 

@@ -12,7 +12,6 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from zmpsl.checkpoint import Record
-from zmpsl.codecs import by_number
 from zmpsl.errors import LocalProtocolError, ZmpslError, error_for
 from zmpsl.job.schema import Job
 from zmpsl.messages import Message
@@ -170,7 +169,7 @@ class MemoryRun:
         header = parse(first, 1 << 40)
         task = header.task
         if header.dtype is not None:
-            by_number(header.codec).unpack_into(memoryview(body), place.assembly.place(header))
+            place.station.unpack(header, memoryview(body), place.assembly.place(header))
             finished = place.assembly.finish(header)
             place.station.take(header, finished)
         else:
@@ -181,7 +180,7 @@ class MemoryRun:
             for action in actions or ():
                 match action:
                     case Send():
-                        place.station.outboxes[action.to].push(action.task)
+                        place.station.send(action)
                     case Say():
                         place.said.append(action.message)
                     case Connect():

@@ -22,8 +22,8 @@ from zmpsl.errors import ZmpslError
 from zmpsl.observe.jsonl import follow_lines, mend, read_lines
 
 __all__ = [
-    "CommitEvent", "EndEvent", "EvaluationEvent", "Event", "EventLog", "NoticeEvent", "PlanEvent", "PlanPart",
-    "ProgressEvent", "RoleStats", "RoundEvent", "follow", "read_events",
+    "CommitEvent", "EndEvent", "EvaluationEvent", "Event", "EventLog", "LinkTraffic", "NoticeEvent", "PlanEvent",
+    "PlanPart", "ProgressEvent", "RoleStats", "RoundEvent", "follow", "read_events",
 ]  # fmt: skip
 
 
@@ -48,6 +48,21 @@ class RoleStats(Struct, frozen=True, kw_only=True):
     sent_bytes: int
     received_bytes: int
     tasks: int
+
+
+class LinkTraffic(Struct, frozen=True, kw_only=True):
+    """What was sent on one kind of link in one round, as `owner>node-0`: all owners together.
+
+    `raw_bytes` are those of the tensors, `packed_bytes` what was sent of them, `codecs` counts tensors by codec;
+    `bytes_per_s` is the link's rate as `codec: auto` measured it, None where it did not.
+    """
+
+    raw_bytes: int
+    packed_bytes: int
+    encode_s: float
+    decode_s: float
+    codecs: dict[str, int]
+    bytes_per_s: float | None = None
 
 
 class _Event(Struct, frozen=True, kw_only=True, tag_field="event"):
@@ -108,6 +123,7 @@ class RoundEvent(_Event, frozen=True, kw_only=True, tag="round"):
     roles: dict[str, RoleStats]
     predicted_s: float | None = None
     predicted_busy_s: dict[str, float] = {}
+    links: dict[str, LinkTraffic] = {}
 
 
 class EvaluationEvent(_Event, frozen=True, kw_only=True, tag="evaluation"):

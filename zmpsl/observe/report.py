@@ -14,6 +14,7 @@ from pathlib import Path
 
 from zmpsl.errors import ZmpslError
 from zmpsl.observe import plots
+from zmpsl.observe.codec_table import codec_table
 from zmpsl.observe.events import RoleStats, RoundEvent
 from zmpsl.observe.page import figure, page, table
 from zmpsl.observe.readable import amount, duration, natural, number, one_line, percent
@@ -313,7 +314,7 @@ def _bytes(run: Recorded) -> str:
         "What each role put on its links. Activations and gradients grow with the samples of a round; the owners' share"
         " also holds the parts they hand in for averaging.",
     )
-    return f"<h2>Traffic</h2>\n{drawn}"
+    return f"<h2>Traffic</h2>\n{drawn}\n{codec_table(run)}"
 
 
 def _groups(roles: Sequence[str]) -> dict[str, str]:

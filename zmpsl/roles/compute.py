@@ -18,6 +18,7 @@ from zmpsl.roles.actions import Action, Connect, Say, Send
 from zmpsl.roles.member import NOT_FINITE, Member
 from zmpsl.roles.profiling import profiled
 from zmpsl.transport.allocator import give_back_freed_memory
+from zmpsl.transport.mask import KnownMask
 from zmpsl.transport.task import Op, Task
 from zmpsl.transport.wire import OWNER_SENDER
 
@@ -117,6 +118,10 @@ class ComputeNode(Member):
                 yield from self._close(task)
             case _:
                 raise RemoteProtocolError(f"{task}: not for a compute node")
+
+    def known_mask(self, task: Task) -> KnownMask | None:
+        """Gives the mask of our part's output."""
+        return self.engine.known_mask(task)
 
     def committed(self, round_: int) -> None:
         """Drops checkpoints nobody needs any more."""

@@ -24,6 +24,7 @@ from zmpsl.messages import (
     Finish,
     FromManager,
     Join,
+    LinkStats,
     Measure,
     Pause,
     Paused,
@@ -37,6 +38,7 @@ from zmpsl.plan import AGGREGATOR, Activation, Plan
 from zmpsl.pool.budget import Limits
 from zmpsl.roles.actions import Action, Disconnect, Say, Stop
 from zmpsl.roles.meter import Meter
+from zmpsl.transport.mask import KnownMask
 from zmpsl.transport.task import Op, Task
 
 __all__ = ["NOT_FINITE", "Member"]
@@ -70,7 +72,7 @@ class Member:
     def __init__(self, runs: Path | None = None, place: str = "") -> None:
         self.place = place
         self.runs = runs
-        self.meter = Meter(lambda: self.traffic())
+        self.meter = Meter(lambda: self.traffic(), lambda: self.links())
         self.plan: Plan | None = None
         self.round = 0
         self._told_at = 0.0
@@ -79,6 +81,10 @@ class Member:
     def traffic(self) -> tuple[int, int, int]:
         """Bytes sent, bytes received, messages rejected; the driver puts its own counters here."""
         return 0, 0, 0
+
+    def links(self) -> dict[str, LinkStats]:
+        """What was sent on each kind of link since the start; the driver puts its own counters here."""
+        return {}
 
     # -- what a driver calls ------------------------------------------------------------------------------------------
 
@@ -177,6 +183,10 @@ class Member:
     def trouble(self, error: BaseException, exit_code: int) -> Iterator[Action]:
         """Tells the manager that we cannot go on."""
         yield Say(Trouble(exit_code=exit_code, text=str(error)[:3900]))
+
+    def known_mask(self, task: Task) -> KnownMask | None:
+        """Gives the mask of the activation that a gradient belongs to, where that is a ReLU's output and still here."""
+        return None
 
     # -- what the roles fill in ---------------------------------------------------------------------------------------
 

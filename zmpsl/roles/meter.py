@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from zmpsl.messages import Stats
+from zmpsl.messages import LinkStats, Stats
 from zmpsl.observe.timeline import Recorder
 from zmpsl.transport.task import Task
 
@@ -21,13 +21,18 @@ class Meter:
 
     Args:
         traffic: Gives bytes sent, bytes received and messages rejected since the start.
+        links: Gives what was sent on each kind of link since the start.
     """
 
     # Factor on the time that work takes, where a slower device is imitated; the rest is slept.
     slow_down = 1.0
 
-    def __init__(self, traffic: Callable[[], tuple[int, int, int]]) -> None:
+    def __init__(
+        self, traffic: Callable[[], tuple[int, int, int]], links: Callable[[], dict[str, LinkStats]] = dict
+    ) -> None:
         self._traffic = traffic
+        self._links = links
+        self._links_before: dict[str, LinkStats] = {}
         self._recorder: Recorder | None = None
         self._seconds: dict[str, float] = {}
         self._tasks = 0
@@ -69,12 +74,16 @@ class Meter:
             sent_bytes=sent,
             received_bytes=received,
             rejected=rejected,
+            links={
+                name: link.plus(self._links_before.get(name, LinkStats()), -1) for name, link in self._links().items()
+            },
         )
 
     def restart(self) -> None:
         """Starts a new round: counts from zero, and writes the timeline so far."""
         self._seconds, self._tasks = {}, 0
         self._before = self._traffic()
+        self._links_before = self._links()
         self._since = time.perf_counter()
         if self._recorder is not None:
             self._recorder.flush()

@@ -31,6 +31,7 @@ from zmpsl.roles.actions import Action, Connect, Say, Send
 from zmpsl.roles.member import Member
 from zmpsl.roles.profiling import profiled
 from zmpsl.state import digest
+from zmpsl.transport.mask import KnownMask
 from zmpsl.transport.task import Op, Task
 from zmpsl.transport.wire import OWNER_SENDER
 
@@ -179,6 +180,10 @@ class DataOwner(Member):
             stats=stats,
         )
 
+    def known_mask(self, task: Task) -> KnownMask | None:
+        """Gives the mask of part 0's output."""
+        return self.engine.first_mask((task.round, task.epoch, task.batch, task.micro))
+
     # -- training -----------------------------------------------------------------------------------------------------
 
     def _window(self, batch: Batch) -> int:
@@ -199,7 +204,7 @@ class DataOwner(Member):
         batch.sent += 1
         with self.meter.measure("F", task):
             output = self.engine.first_forward(batch.inputs[task.micro], at)
-        yield Send(node_name(0), task.reply(Op.FORWARD, to_array(output)))
+        yield Send(node_name(0), task.reply(Op.FORWARD, to_array(output), self.engine.first_mask(at)))
 
     def _turn(self, task: Task) -> Iterator[Action]:
         batch = self._current(task)
@@ -210,7 +215,8 @@ class DataOwner(Member):
             gradient, loss = self.engine.last_part(to_tensor(task), batch.targets[task.micro], at, batch.samples)
         batch.turned += 1
         self._tally.loss_sum += loss * batch.samples
-        yield Send(node_name(self.hops - 1), task.reply(Op.BACKWARD, to_array(gradient)))
+        mask = KnownMask(task.tensor) if task.relu and task.tensor is not None else None
+        yield Send(node_name(self.hops - 1), task.reply(Op.BACKWARD, to_array(gradient), mask))
         if batch.turned == batch.micros:
             with self.meter.measure("U", task):
                 self.engine.last_update()

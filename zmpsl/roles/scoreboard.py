@@ -6,13 +6,14 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from zmpsl.messages import Evaluated, Prepared, Progress, Stats, Trained
+from zmpsl.messages import Evaluated, LinkStats, Prepared, Progress, Stats, Trained
 from zmpsl.observe.events import (
     CommitEvent,
     EndEvent,
     EvaluationEvent,
     Event,
     EventLog,
+    LinkTraffic,
     NoticeEvent,
     PlanEvent,
     PlanPart,
@@ -46,6 +47,7 @@ class Scoreboard:
         self._told: tuple[float, int, dict[str, float]] = (self._started, 0, {})
         self._bytes_before = 0
         self._nodes: list[str] = []
+        self._chosen: set[tuple[str, str]] = set()
 
     def log_to(self, folder: Path) -> None:
         """Writes all events to the run's metrics.jsonl from now on."""
@@ -98,6 +100,7 @@ class Scoreboard:
     def progress(self, place: str, message: Progress) -> None:
         """A member told how far it is."""
         self._stats[place] = message.stats
+        self._tell_choices(message.stats)
         if place.startswith("owner") and not isinstance(self._owners.get(place), Trained):
             self._owners[place] = message
 
@@ -156,6 +159,7 @@ class Scoreboard:
                 roles=roles,
                 predicted_s=self.expected.round_s + self.expected.average_s if self.expected is not None else None,
                 predicted_busy_s=self.expected.busy_s if self.expected is not None else {},
+                links=_links(self._finals),
             )
         )
         self._emit(CommitEvent(time=now, round=round_, digests=digests))
@@ -199,6 +203,16 @@ class Scoreboard:
             self._log.close()
             self._log = None
 
+    def _tell_choices(self, stats: Stats) -> None:
+        """Tells what `codec: auto` chose, each choice once per kind of link, however many owners make it."""
+        for name, link in stats.links.items():
+            told = any(name == before for before, _ in self._chosen)
+            news = told or any(not text.endswith(" none") for text in link.chosen.split(", "))
+            if link.chosen and news and (name, link.chosen) not in self._chosen:
+                self._chosen.add((name, link.chosen))
+                rate = f" at {link.bytes_per_s * 8e-6:,.1f} Mbit/s" if link.bytes_per_s else ""
+                self.notice(f"codec auto on {name}: {link.chosen}{rate}")
+
     def _batches_and_loss(self) -> tuple[int, float | None]:
         batches = sum(each.batches for each in self._owners.values())
         samples = sum(each.samples for each in self._owners.values())
@@ -214,6 +228,25 @@ class Scoreboard:
 
 def _busy(stats: Stats) -> float:
     return stats.forward_s + stats.backward_s + stats.update_s
+
+
+def _links(stats: dict[str, Stats]) -> dict[str, LinkTraffic]:
+    """Adds up what both ends of each kind of link tell."""
+    sums: dict[str, LinkStats] = {}
+    for place in sorted(stats):
+        for name, link in stats[place].links.items():
+            sums[name] = sums[name].plus(link) if name in sums else link
+    return {
+        name: LinkTraffic(
+            raw_bytes=link.raw_bytes,
+            packed_bytes=link.packed_bytes,
+            encode_s=link.encode_s,
+            decode_s=link.decode_s,
+            codecs=link.codecs,
+            bytes_per_s=link.bytes_per_s or None,
+        )
+        for name, link in sums.items()
+    }
 
 
 def _role_stats(stats: Stats) -> RoleStats:

@@ -13,14 +13,16 @@ from collections.abc import Callable
 import zmq
 from zmq.utils.monitor import recv_monitor_message
 
-from zmpsl.codecs import NONE, by_number
+from zmpsl.codecs import NONE
 from zmpsl.errors import NetworkError, RemoteProtocolError
 from zmpsl.keys import LOOPBACK, Security
 from zmpsl.transport.assembly import Assembly
 from zmpsl.transport.buffers import BufferPool
 from zmpsl.transport.curve import DATA, FAILED, protect_client, protect_server, why_failed
 from zmpsl.transport.outbox import Outbox
+from zmpsl.transport.packing import Unpacker
 from zmpsl.transport.task import Task
+from zmpsl.transport.tcp_info import Reading, delivered
 from zmpsl.transport.wire import HEADER_BYTES, INLINE, MAX_MESSAGE, Header, Message, parse, split
 
 __all__ = ["Inbox", "Link", "configure", "monitor"]
@@ -138,6 +140,7 @@ class Inbox:
         self._assembly = Assembly(self.pool)
         self._rest: deque[tuple[Header, memoryview]] = deque()  # the rest of a frame, and what each is the chunk of
         self.admit: Callable[[Task], None] = lambda _task: None
+        self.unpack = Unpacker(lambda _task: None)
 
     @property
     def midway(self) -> bool:
@@ -205,20 +208,20 @@ class Inbox:
     def _fill(self, header: Header, chunk: memoryview | None) -> None:
         """Puts a chunk where it belongs: the one given, or the frame that comes next."""
         place = self._assembly.place(header)
-        if chunk is None and header.codec == NONE.number:
+        if chunk is None and header.codec == NONE.number and not header.masked:
             size = self.socket.recv_into(place.data)
         elif chunk is None:
             chunk = self.socket.recv(copy=False).buffer
             size = len(chunk)
         else:
-            by_number(header.codec).unpack_into(chunk, place)
+            self.unpack(header, chunk, place)
             return
         if self.socket.getsockopt(RCVMORE):
             raise RemoteProtocolError(f"{header.task}: more frames than a header and a chunk")
         if size != header.size:  # recv_into truncates in silence
             raise RemoteProtocolError(f"{header.task}: chunk has {size} bytes, its header says {header.size}")
         if chunk is not None:
-            by_number(header.codec).unpack_into(chunk, place)
+            self.unpack(header, chunk, place)
 
     def forget(self) -> None:
         """Gives up tensors of which the rest will not come."""
@@ -257,9 +260,11 @@ class Link:
         self.socket = context.socket(zmq.PUSH)
         configure(self.socket, MAX_MESSAGE, HIGH_WATER_MARKS, HEARTBEAT_TIMEOUT_S)
         protect_client(self.socket, security, public)
-        self.monitor = monitor(self.socket, FAILED | zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED)
+        events = zmq.EVENT_CONNECTED | zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED
+        self.monitor = monitor(self.socket, FAILED | events)
         self.socket.connect(endpoint)
         self._unsent: Message | None = None
+        self._descriptor = -1
 
     @property
     def blocked(self) -> bool:
@@ -322,14 +327,22 @@ class Link:
         lost = False
         while self.monitor.poll(0):
             event = recv_monitor_message(self.monitor)
-            if event["event"] == zmq.EVENT_HANDSHAKE_SUCCEEDED:
+            if event["event"] == zmq.EVENT_CONNECTED:
+                self._descriptor = event["value"]
+            elif event["event"] == zmq.EVENT_HANDSHAKE_SUCCEEDED:
                 self._up, self.failure = True, ""
             elif event["event"] & FAILED:
+                self._descriptor = -1
                 self.failure = why_failed(event["event"], event["value"])
             else:
+                self._descriptor = -1  # the system may give the number to something else
                 lost |= self._up
                 self._up = False
         return lost
+
+    def delivered(self) -> Reading | None:
+        """Gives what the kernel knows of the connection, None where it does not tell."""
+        return delivered(self._descriptor) if self._descriptor >= 0 else None
 
     def close(self, linger_s: float = 0.0) -> None:
         """Closes the socket after at most `linger_s` seconds for what it still holds."""

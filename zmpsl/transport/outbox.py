@@ -13,9 +13,8 @@ from __future__ import annotations
 from collections import defaultdict, deque
 from collections.abc import Callable, Iterator
 
-from zmpsl.codecs import Codec
 from zmpsl.transport.task import Op, Task
-from zmpsl.transport.wire import CHUNK, Message, messages, only_message
+from zmpsl.transport.wire import CHUNK, Message, Packing, messages, only_message
 
 __all__ = ["Outbox"]
 
@@ -25,13 +24,13 @@ class Outbox:
 
     Args:
         sender: Our place code, put into every task.
-        codec: Gives the codec for a kind of task on this link.
+        packing: Gives the packing of a task's tensor, when its turn has come.
         credit_bytes: Most bytes under way per owner.
     """
 
-    def __init__(self, sender: int, codec: Callable[[Op], Codec], credit_bytes: int) -> None:
+    def __init__(self, sender: int, packing: Callable[[Task], Packing], credit_bytes: int) -> None:
         self._sender = sender
-        self._codec = codec
+        self._packing = packing
         self._credit_bytes = credit_bytes
         self._used: dict[int, int] = defaultdict(int)
         self._owed: dict[int, int] = defaultdict(int)
@@ -111,8 +110,8 @@ class Outbox:
                 if not credit:  # it rode on another task meanwhile
                     continue
             if nbytes <= CHUNK:
-                return only_message(task, self._codec(task.op), credit, self._sender)
-            self._current = messages(task, self._codec(task.op), credit, self._sender)
+                return only_message(task, self._packing(task), credit, self._sender)
+            self._current = messages(task, self._packing(task), credit, self._sender)
 
     def _admit(self, task: Task) -> bool:
         """Takes credit for a task and makes it ready to leave, if there is credit."""

@@ -8,7 +8,9 @@ import numpy as np
 from msgspec import Struct
 from numpy.typing import NDArray
 
-__all__ = ["DTYPES", "Array", "Op", "Task"]
+from zmpsl.transport.mask import KnownMask
+
+__all__ = ["DTYPES", "FLOAT32", "LOSSY_OPS", "Array", "Op", "Task"]
 
 Array = NDArray[np.generic]
 
@@ -16,6 +18,7 @@ Array = NDArray[np.generic]
 DTYPES: tuple[np.dtype[np.generic], ...] = tuple(
     np.dtype(name) for name in ("<f4", "<f8", "<f2", "u1", "i1", "<i2", "<i4", "<i8", "?")
 )
+FLOAT32 = DTYPES[0]
 
 
 class Op(IntEnum):
@@ -28,6 +31,10 @@ class Op(IntEnum):
     PART = 5  # an owner's first and last part, to the aggregator
     GLOBAL = 6  # their average, back to the owner
     CREDIT = 7  # room for more bytes of this owner; handled by the link, never by a role
+
+
+# Whose tensors, if float32, may be packed with loss: never weights.
+LOSSY_OPS = (Op.FORWARD, Op.BACKWARD, Op.EVALUATE)
 
 
 class Task(Struct, frozen=True):
@@ -46,6 +53,9 @@ class Task(Struct, frozen=True):
         sender: Place code of who sent it, set by the link: 0 aggregator, 1 + hop compute node, 65535 data owner.
         tensor: Payload or None; C-contiguous, not to be written by the sender until the link let go of it. Tasks with
             a tensor are neither compared nor hashed.
+        relu: FORWARD: the tensor is a ReLU's output, so the gradients of its zeros need not come back.
+        mask: Where the tensor (FORWARD), or the activation it belongs to (BACKWARD), is 0, if that is a ReLU's output.
+            Does not travel.
     """
 
     op: Op
@@ -59,13 +69,15 @@ class Task(Struct, frozen=True):
     count: int = 0
     sender: int = 0
     tensor: Array | None = None
+    relu: bool = False
+    mask: KnownMask | None = None
 
     @property
     def nbytes(self) -> int:
         """Bytes of the payload, unpacked."""
         return 0 if self.tensor is None else self.tensor.nbytes
 
-    def reply(self, op: Op, tensor: Array | None) -> Task:
+    def reply(self, op: Op, tensor: Array | None, mask: KnownMask | None = None) -> Task:
         """Gives the task that answers this one: same owner, round, epoch, batch and micro-batch."""
         return Task(
             op,
@@ -79,6 +91,8 @@ class Task(Struct, frozen=True):
             self.count,
             0,
             tensor,
+            op is Op.FORWARD and mask is not None,
+            mask,
         )
 
     def __str__(self) -> str:

@@ -16,7 +16,7 @@ Copying a small chunk costs less than handing libzmq a frame more, and a frame c
          4     1  codec of this chunk
          5     1  dtype (0: no tensor; else position in task.DTYPES plus 1)
          6     1  number of dimensions, at most 8
-         7     1  zero
+         7     1  flags: 1 FORWARD: a ReLU's output; BACKWARD: only the values under that output's mask
          8    20  plan, owner, round, epoch, batch         5 x uint32
         28     6  micro, micros, sender                    3 x uint16
         34     2  zero
@@ -35,16 +35,16 @@ from __future__ import annotations
 
 import math
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import lru_cache
 from zlib import crc32
 
 import numpy as np
 from msgspec import Struct
 
-from zmpsl.codecs import CODECS, NONE, Codec
+from zmpsl.codecs import CODECS, NONE, Packed
 from zmpsl.errors import LocalProtocolError, RemoteProtocolError
-from zmpsl.transport.task import DTYPES, Op, Task
+from zmpsl.transport.task import DTYPES, FLOAT32, LOSSY_OPS, Op, Task
 
 __all__ = [
     "CHUNK",
@@ -55,6 +55,7 @@ __all__ = [
     "OWNER_SENDER",
     "Header",
     "Message",
+    "Packing",
     "messages",
     "only_message",
     "parse",
@@ -86,6 +87,8 @@ _DTYPE_CODES = {dtype: code for code, dtype in enumerate(DTYPES, 1)}
 
 # Header and chunk; no chunk for a task without a tensor.
 Message = tuple[bytes, memoryview | bytes | None]
+# Packs the chunks of one tensor, in order: a chunk and its offset go in. Every codec is one.
+Packing = Callable[[memoryview, int], Packed]
 
 
 class Header(Struct, frozen=True):
@@ -101,6 +104,7 @@ class Header(Struct, frozen=True):
         offset: Where this chunk starts in it.
         raw: Bytes of this chunk, unpacked.
         size: Bytes of this chunk as sent.
+        masked: BACKWARD: the chunk holds only the values under the mask that both ends know.
     """
 
     task: Task
@@ -112,6 +116,7 @@ class Header(Struct, frozen=True):
     offset: int
     raw: int
     size: int
+    masked: bool = False
 
 
 def payload_bytes(task: Task) -> memoryview:
@@ -130,12 +135,12 @@ def payload_bytes(task: Task) -> memoryview:
     return tensor.data.cast("B") if tensor.nbytes else _NOTHING
 
 
-def messages(task: Task, codec: Codec, credit: int, sender: int | None = None) -> Iterator[Message]:
+def messages(task: Task, packing: Packing, credit: int, sender: int | None = None) -> Iterator[Message]:
     """Gives a task's messages one after the other, packed when they are asked for.
 
     Args:
         task: What to send; its tensor is read, never written.
-        codec: How to pack; a chunk that would not get smaller travels as it is.
+        packing: How to pack; a chunk that would not get smaller travels as it is.
         credit: Bytes given back to the receiver for this owner, told once, in the first message.
         sender: Place code of who sends it; the task's if not given.
 
@@ -149,24 +154,26 @@ def messages(task: Task, codec: Codec, credit: int, sender: int | None = None) -
     data = payload_bytes(task)
     total = len(data)
     for offset in range(0, max(total, 1), CHUNK):
-        yield _message(task, codec, credit, sender, data[offset : offset + CHUNK], total, offset)
+        yield _message(task, packing, credit, sender, data[offset : offset + CHUNK], total, offset)
         credit = 0
 
 
-def only_message(task: Task, codec: Codec, credit: int, sender: int) -> Message:
+def only_message(task: Task, packing: Packing, credit: int, sender: int) -> Message:
     """Gives the message of a task whose tensor, if any, is one chunk: `messages` without the generator."""
     data = payload_bytes(task)
-    return _message(task, codec, credit, sender, data, len(data), 0)
+    return _message(task, packing, credit, sender, data, len(data), 0)
 
 
-def _message(task: Task, codec: Codec, credit: int, sender: int, chunk: memoryview, total: int, offset: int) -> Message:
+def _message(
+    task: Task, packing: Packing, credit: int, sender: int, chunk: memoryview, total: int, offset: int
+) -> Message:
     tensor = task.tensor
     if tensor is None:
         return _header(task, sender, credit, *_NO_TENSOR), None
     raw = len(chunk)
-    packed = None if codec is NONE else codec.pack(chunk)
-    number, body = (NONE.number, chunk) if packed is None else (codec.number, packed)
-    kind, sizes = _written(number, _DTYPE_CODES[tensor.dtype], tensor.shape, total, offset, raw, len(body))
+    number, masked, body = (NONE.number, False, chunk) if packing is NONE else packing(chunk, offset)
+    flag = task.relu or masked
+    kind, sizes = _written(number, _DTYPE_CODES[tensor.dtype], flag, tensor.shape, total, offset, raw, len(body))
     return _header(task, sender, credit, kind, sizes), body
 
 
@@ -184,14 +191,14 @@ def _header(task: Task, sender: int, credit: int, kind: bytes, sizes: bytes) -> 
 
 @lru_cache(1024)
 def _written(
-    codec: int, dtype: int, shape: tuple[int, ...], total: int, offset: int, raw: int, size: int
+    codec: int, dtype: int, flag: bool, shape: tuple[int, ...], total: int, offset: int, raw: int, size: int
 ) -> tuple[bytes, bytes]:
     """Gives the two parts of a header that tell of the chunk alone; they repeat from task to task."""
     dims = (*shape, *_NO_DIMS[len(shape) :])
-    return _KIND.pack(codec, dtype, len(shape), 0), _SIZES.pack(total, offset, raw, size, *dims)
+    return _KIND.pack(codec, dtype, len(shape), flag), _SIZES.pack(total, offset, raw, size, *dims)
 
 
-_NO_TENSOR = _written(0, 0, (), 0, 0, 0, 0)
+_NO_TENSOR = _written(0, 0, False, (), 0, 0, 0, 0)
 
 
 def parse(data: bytes | memoryview, limit: int) -> Header:
@@ -219,11 +226,11 @@ def parse(data: bytes | memoryview, limit: int) -> Header:
         raise RemoteProtocolError("header checksum does not match")
     if op not in _OPS or zero or micro >= micros:
         raise RemoteProtocolError(f"header with op {op} micro {micro} of {micros} and {zero} where zero must be")
-    codec, dtype, shape, total, offset, raw, size = _layout(kind, sizes)
+    codec, dtype, shape, total, offset, raw, size, relu, masked = _layout(op, kind, sizes)
     if total > limit:
         raise RemoteProtocolError(f"tensor of {total} bytes is over the limit of {limit} (network.max_tensor_bytes)")
-    task = Task(_OPS[op], plan, owner, round_, epoch, batch, micro, micros, count, sender)
-    return Header(task, codec, dtype, shape, credit, total, offset, raw, size)
+    task = Task(_OPS[op], plan, owner, round_, epoch, batch, micro, micros, count, sender, None, relu)
+    return Header(task, codec, dtype, shape, credit, total, offset, raw, size, masked)
 
 
 def split(frame: memoryview, limit: int) -> list[tuple[Header, memoryview]]:
@@ -254,23 +261,36 @@ def split(frame: memoryview, limit: int) -> list[tuple[Header, memoryview]]:
     return found
 
 
+_Layout = tuple[int, np.dtype[np.generic] | None, tuple[int, ...], int, int, int, int, bool, bool]
+
+
 # Tensors of a layer follow each other with one shape. What was found wrong is not kept.
 @lru_cache(1024)
-def _layout(kind: bytes, sizes: bytes) -> tuple[int, np.dtype[np.generic] | None, tuple[int, ...], int, int, int, int]:
-    """Reads and checks what a header says of its chunk: codec, dtype, shape, total, offset, raw, size."""
-    codec, dtype, ndim, zero = _KIND.unpack(kind)
-    if codec >= len(CODECS) or dtype > len(DTYPES) or ndim > MAX_DIMS or zero:
-        raise RemoteProtocolError(f"header with codec {codec} dtype {dtype} ndim {ndim} and {zero} where zero must be")
+def _layout(op: int, kind: bytes, sizes: bytes) -> _Layout:
+    """Reads and checks what a header says of its chunk: codec, dtype, shape, total, offset, raw, size, relu, masked."""
+    codec, dtype, ndim, flag = _KIND.unpack(kind)
+    if codec >= len(CODECS) or dtype > len(DTYPES) or ndim > MAX_DIMS or flag > 1:
+        raise RemoteProtocolError(f"header with codec {codec} dtype {dtype} ndim {ndim} flags {flag}")
     total, offset, raw, size, *dims = _SIZES.unpack(sizes)
     found = DTYPES[dtype - 1] if dtype else None
     shape = tuple(dims[:ndim])
-    _check_sizes(found, shape, dims[ndim:] != _NO_DIMS[ndim:], total, offset, raw, size, codec)
-    return codec, found, shape, total, offset, raw, size
+    relu, masked = _flags(_OPS[op], found, codec, bool(flag))
+    _check_sizes(found, shape, dims[ndim:] != _NO_DIMS[ndim:], total, offset, raw, size, codec, masked)
+    return codec, found, shape, total, offset, raw, size, relu, masked
+
+
+def _flags(op: Op, kind: np.dtype[np.generic] | None, codec: int, flag: bool) -> tuple[bool, bool]:
+    """Gives whether it is a ReLU's output, and whether it is masked."""
+    if flag and (kind != FLOAT32 or op not in (Op.FORWARD, Op.BACKWARD)):
+        raise RemoteProtocolError(f"{op.name} of {kind} with a mask: only float32 activations and gradients have one")
+    if not CODECS[codec].exact and (kind != FLOAT32 or op not in LOSSY_OPS):
+        raise RemoteProtocolError(f"{op.name} of {kind} packed by {CODECS[codec].name}, which changes values")
+    return flag and op is Op.FORWARD, flag and op is Op.BACKWARD
 
 
 def _check_sizes(
     kind: np.dtype[np.generic] | None, shape: tuple[int, ...], stray_dims: bool,
-    total: int, offset: int, raw: int, size: int, codec: int,
+    total: int, offset: int, raw: int, size: int, codec: int, masked: bool,
 ) -> None:  # fmt: skip
     expected = kind.itemsize if kind is not None else 0
     for dim in shape:  # Python integers cannot overflow
@@ -281,6 +301,6 @@ def _check_sizes(
         raise RemoteProtocolError(f"an empty tensor of shape {shape}: no array has such dimensions")
     if offset % CHUNK or raw != min(CHUNK, total - offset) or (offset >= total and total):
         raise RemoteProtocolError(f"chunk of {raw} bytes at {offset} does not fit a tensor of {total}")
-    # A packed chunk is always smaller than the chunk; an unpacked one has its size.
-    if (codec == NONE.number and size != raw) or (codec != NONE.number and not 0 < size < raw):
+    # A packed chunk is always smaller than the chunk, and so is a masked one; any other has its size.
+    if not (0 < size < raw if masked or codec != NONE.number else size == raw):
         raise RemoteProtocolError(f"chunk of {raw} bytes says it travels as {size} with codec {codec}")
