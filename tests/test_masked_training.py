@@ -87,6 +87,16 @@ def test_every_gradient_of_a_lossless_run_is_masked_and_weights_stay_the_same(mi
     assert sizes[1] < 0.7 * sizes[0]
 
 
+def test_replicas_that_recompute_know_their_masks_too() -> None:
+    plain = run(job(*TINY, *RELU_CUTS))[0]
+    masked, _, headers = run(job(*TINY, *RELU_CUTS, "codec=lossless", "recompute=always", "train.micro_batches=1"))
+    assert masked.manager.plan is not None
+    assert all(masked.manager.plan.recompute)
+    assert differing(global_state(masked.members), global_state(plain.members)) == []
+    gradients = [header for header in headers if header.task.op is Op.BACKWARD]
+    assert sum(header.masked for header in gradients) > 0.9 * len(gradients) > 0
+
+
 LEARNING = [
     "train.local_epochs=3",
     "train.batch_size=16",
@@ -140,3 +150,17 @@ def test_what_codecs_did_is_told_per_kind_of_link() -> None:
     # A round's figures are those of that round alone: the same batches again, without the evaluation between.
     assert rounds[1].links["owner>node-1"].raw_bytes == links["owner>node-1"].raw_bytes
     assert rounds[1].links["owner>aggregator"].codecs == {"huff": 2}
+
+
+def test_figures_never_fall_when_links_are_made_anew() -> None:
+    """As after a role was lost: the packers are new, what they have sent still counts."""
+    ours = MemoryRun(job(*TINY, *RELU_CUTS, "codec=lossless"), seed=1)
+    ours.run()
+    station = next(place.station for place in ours._places.values() if place.station.member.place == "node-0")
+    before = station.traffic()
+    station.disconnect()
+    assert not station.packers
+    after = station.traffic()
+    assert set(after) == set(before)
+    sent = [name for name in before if name.startswith("node-0>")]
+    assert all(after[name].packed_bytes == before[name].packed_bytes > 0 for name in sent)

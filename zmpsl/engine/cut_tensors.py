@@ -41,13 +41,9 @@ def cut_tensors(model: Model, cut: int, batch: int, seed: int) -> tuple[F32, F32
     blocks = [block.train() for _, block in build_blocks(model, seed, range(1 << 30))]
     if not 0 < cut < len(blocks):
         raise JobError(f"model {model.name} has {len(blocks)} blocks, so a cut lies from 1 to {len(blocks) - 1}: {cut}")
-    random = generator(seed, "synthetic")
-    inputs = torch.from_numpy(
-        random.standard_normal((batch, *shape), np.float32)
-        if dtype == "float32"
-        else random.integers(0, 2, (batch, *shape))
-    )
-    output = inputs
+    random, whole = generator(seed, "synthetic"), (batch, *shape)
+    made_up = random.standard_normal(whole, np.float32) if dtype == "float32" else random.integers(0, 2, whole)
+    output = torch.from_numpy(made_up)
     for block in blocks[:cut]:
         output = block(output)
     # A copy of the node's own for the other side, as it would arrive there.

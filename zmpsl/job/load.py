@@ -86,9 +86,8 @@ def parse_as(kind: type[T], text: str, source: str, overrides: Iterable[str] = (
     except msgspec.ValidationError as error:
         parts, problem = _explain(kind, str(error), data)
         raise JobError(f"{where(parts)}: {problem}") from error
-    if isinstance(job, Job):
-        for parts, problem in problems(job.codec):
-            raise JobError(f"{where(parts)}: {problem}")
+    for parts, problem in problems(job.codec) if isinstance(job, Job) else ():
+        raise JobError(f"{where(parts)}: {problem}")
     return job
 
 

@@ -161,11 +161,11 @@ class Packer:
         """Gives the packing of a task's tensor."""
         if task.tensor is None:
             return NONE
-        codec = self._codec_for(task)
-        self.tally.raw_bytes += task.nbytes
-        self.tally.codecs[codec.name] = self.tally.codecs.get(codec.name, 0) + 1
+        codec, tally, nbytes = self._codec_for(task), self.tally, task.nbytes
+        tally.raw_bytes += nbytes
+        tally.codecs[codec.name] = tally.codecs.get(codec.name, 0) + 1
         if codec is NONE:
-            self.tally.packed_bytes += task.nbytes
+            tally.packed_bytes += nbytes
             return NONE
         return _Tensor(task, codec, self.tally, self._clock, self._residual(task))
 
@@ -180,8 +180,10 @@ class Packer:
 
     def _codec_for(self, task: Task) -> Codec:
         codec = self._codecs.get(task.op) or self._choose(task)
+        if codec.exact:
+            return codec
         fits = task.op in LOSSY_OPS and task.tensor is not None and task.tensor.dtype == FLOAT32
-        return codec if codec.exact or fits else NONE
+        return codec if fits else NONE
 
     def _choose(self, task: Task) -> Codec:
         chooser, rate, now = self._choosers[task.op], self.rate.bytes_per_s, self._clock()
