@@ -146,7 +146,7 @@ def test_member_that_goes_on_saying_it():
 
 def ruined(spoil: Callable[[DataOwner], None], *overrides: str) -> str:
     """How a run ends one of whose owners is spoilt before it begins."""
-    run = ThreadedRun(job(*SMALL, *overrides))
+    run = ThreadedRun(job(*SMALL, "recover.wait_s=0", *overrides))
     gate = False
     for node in run.nodes:
         if isinstance(node.member, DataOwner):

@@ -33,7 +33,6 @@ from zmpsl.messages import (
     Paused,
     Ping,
     Prepared,
-    Probe,
     Profiled,
     Progress,
     Publish,
@@ -134,9 +133,10 @@ class Manager(Publishing):
             raise RemoteProtocolError(f"{type(message).__name__} from somebody who has not joined")
         if self.phase is Phase.OVER:
             return
-        if isinstance(message, Probe):
-            return  # answered by the driver
         check_said(seat, message)
+        yield from self._hear_of_member(seat, message)
+
+    def _hear_of_member(self, seat: Seat, message: ToManager) -> Iterator[Action]:
         match message:
             case Accuse():
                 yield from self.expel(message.place, f"was sent away, as {seat.place} says: {message.text}")

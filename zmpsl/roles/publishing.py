@@ -76,7 +76,7 @@ class Publishing(Recovering):
         joins = {seat.place: seat.join for seat in self.roster}
         places = Places(job, blocks, bounds, self._described_as.footprints, joins)
         self._training, self._evaluating = places.training, places.evaluating
-        self.plan = Plan(
+        self.plan = plan = Plan(
             version=version,
             run=self._run,
             job=job,
@@ -94,24 +94,28 @@ class Publishing(Recovering):
             in_flight=places.training.limit,
             recompute=tuple(memory.recompute for memory in places.parts),
         )
-        if self.record is None:
-            self.record = Record(
-                run=self._run, job=job, bounds=bounds, fingerprint=fingerprint(blocks), committed={}
-            )
-        self.record.job, self.record.plan = job, version
-        if self.folder is not None:
-            write_record(self.folder, self.record)
-            write_text(self.folder / "job.yaml", dump_job(job).encode())
-            self.board.log_to(self.folder)
-        self.board.planned(self.plan)
-        if places.training.limit < len(self.plan.active):
+        self._store(plan)
+        self.board.planned(plan)
+        if places.training.limit < len(plan.active):
             self.board.notice(str(places))
         self.phase, self._since = Phase.BUILDING, None
         for seat in self.roster:
             if not seat.standby:
                 seat.planned, seat.ready, seat.paused = True, False, 0
         for identity in self._everybody():
-            yield Tell(identity, Publish(plan=self.plan))
+            yield Tell(identity, Publish(plan=plan))
+
+    def _store(self, plan: Plan) -> None:
+        """Notes in the record that this plan may be known to somebody from now on."""
+        if self.record is None:
+            self.record = Record(
+                run=plan.run, job=plan.job, bounds=plan.bounds, fingerprint=fingerprint(plan.blocks), committed={}
+            )
+        self.record.job, self.record.plan = plan.job, plan.version
+        if self.folder is not None:
+            write_record(self.folder, self.record)
+            write_text(self.folder / "job.yaml", dump_job(plan.job).encode())
+            self.board.log_to(self.folder)
 
     def _resume_point(self, blocks: tuple[Block, ...]) -> tuple[int, dict[str, str]]:
         record = self.record
