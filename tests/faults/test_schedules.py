@@ -13,7 +13,7 @@ from tempfile import TemporaryDirectory
 
 import pytest
 from faulty_run import FaultyRun
-from helpers import differing, job
+from helpers import differing, global_state, job
 
 from zmpsl.checkpoint import load_state_dict, read_record
 from zmpsl.job import Job
@@ -66,8 +66,6 @@ def test_every_commit_is_that_of_the_quiet_run(first: int, tmp_path: Path):
 
 def test_the_quiet_run_is_that_without_a_folder():
     weights, _ = quiet(2, 1)
-    from helpers import global_state
-
     plain = MemoryRun(small(2, 1), 3)
     plain.run()
     assert differing(global_state(plain.members), weights) == []

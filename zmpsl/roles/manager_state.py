@@ -1,4 +1,4 @@
-"""What the manager knows of its run, and how it ends: the base of roles.recovery and roles.manager."""
+"""What the manager knows of its run, and how it ends: the base of roles.recovering, publishing and manager."""
 
 from __future__ import annotations
 
