@@ -129,6 +129,16 @@ class TestSameBytes:
                 assert encode(kernels, name, values) == expected, (kernels.isa, name, kind)
                 assert canonical(decode(kernels, name, expected, n)) == result, (kernels.isa, name, kind)
 
+    @pytest.mark.parametrize("bad", [np.nan, -np.nan, np.inf, -np.inf])
+    @pytest.mark.parametrize("at", [0, 700, 2047, 5000, 9999])
+    def test_one_value_that_is_not_finite_among_many(self, at: int, bad: float) -> None:
+        """Kernels take many blocks at a time as long as all are finite; here one group in the midst is not."""
+        values = bell(10000)
+        values[at] = bad
+        for name, kernels in itertools.product(("bf16", "int8", "int4"), NATIVE):
+            assert encode(kernels, name, values) == encode(TWIN, name, values), (kernels.isa, name)
+        assert {kernels.mean_square(values) for kernels in NATIVE} <= {TWIN.mean_square(values)}
+
     def test_bounds_and_sums_agree(self) -> None:
         for kernels, n in itertools.product(NATIVE, SIZES):
             for name in NAMES:

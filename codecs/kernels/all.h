@@ -17,6 +17,7 @@ const zc_isa ZC_ISA_SYMBOL = {
                qz_decode},
     .mean_square = mean_square,
     .mask = mask_of,
+    .count = zc_count_mask,
     .pack = pack_masked,
     .unpack = unpack_masked,
 };
