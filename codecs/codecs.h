@@ -35,6 +35,8 @@ typedef struct zc_isa {
     const char *name;
     zc_encode_fn encode[ZC_CODECS];
     zc_decode_fn decode[ZC_CODECS];
+    /* The largest values, about this share of all, as ZC_BF16_HUFF; the others become 0. */
+    size_t (*topk)(const uint8_t *src, size_t n, double share, uint8_t *dst);
     /* Mean of the squares; values that are not finite count as 0. */
     double (*mean_square)(const uint8_t *src, size_t n);
     /* One bit per value, set where any of its 32 bits is: (n + 7) / 8 bytes, first value in the lowest bit. */

@@ -179,6 +179,29 @@ CODEC(huff, ZC_HUFF)
 CODEC(bf16_huff, ZC_BF16_HUFF)
 CODEC(qz, ZC_QZ)
 
+static PyObject *topk_encode_into(PyObject *module, PyObject *args)
+{
+    buffers b = {0};
+    double share;
+    size_t size;
+    if (!PyArg_ParseTuple(args, "y*w*d", &b.src, &b.dst, &share) || !whole("source", b.src.len, 4)) {
+        return finish(&b, NULL);
+    }
+    if (!(share > 0 && share <= 1)) {
+        PyErr_SetString(PyExc_ValueError, "the share must lie above 0 and be 1 at most");
+        return finish(&b, NULL);
+    }
+    size_t n = (size_t)b.src.len / 4;
+    if (!room(&b, zc_bound(ZC_BF16_HUFF, n))) {
+        return finish(&b, NULL);
+    }
+    const zc_isa *isa = isa_of(module);
+    Py_BEGIN_ALLOW_THREADS
+    size = isa->topk(b.src.buf, n, share, b.dst.buf);
+    Py_END_ALLOW_THREADS
+    return finish(&b, PyLong_FromSize_t(size));
+}
+
 static PyObject *mean_square(PyObject *module, PyObject *args)
 {
     buffers b = {0};
@@ -279,6 +302,7 @@ static PyMethodDef methods[] = {
     METHODS(huff),
     METHODS(bf16_huff),
     METHODS(qz),
+    {"topk_encode_into", topk_encode_into, METH_VARARGS, NULL},
     {"mean_square", mean_square, METH_VARARGS, NULL},
     {"mask_into", mask_into, METH_VARARGS, NULL},
     {"pack_into", pack_into, METH_VARARGS, NULL},

@@ -88,7 +88,7 @@ static void unsqueeze(const uint8_t *restrict src, size_t n, uint8_t *restrict m
     memcpy(middle + 8 * groups, src + 7 * groups, n % 8);
 }
 
-static size_t encode_block(const uint8_t *src, size_t n, int half, float_work *work, uint8_t *dst)
+static size_t encode_block(const uint8_t *src, size_t n, int half, uint32_t least, float_work *work, uint8_t *dst)
 {
     uint8_t *out = dst + 3;
     size_t k = 0;
@@ -98,7 +98,8 @@ static size_t encode_block(const uint8_t *src, size_t n, int half, float_work *w
         const u32u *values = (const u32u *)(const void *)(src + 4 * base);
         if (half) {
             for (size_t i = 0; i < stop; i++) {
-                work->rounded[i] = bf16_round(values[i]);
+                uint32_t drop = ((values[i] & 0x7fffffffu) - least) >> 31;
+                work->rounded[i] = bf16_round(values[i]) & (drop - 1);
             }
             values = work->rounded;
         }
@@ -204,12 +205,13 @@ static int decode_block(reader *r, uint8_t *dst, size_t n, int half, float_work 
     return ZC_OK;
 }
 
-static size_t encode_blocks(const uint8_t *src, size_t n, int half, uint8_t *dst)
+/* With `half`, values whose magnitude is less than `least` (bits of a float32) count as 0. */
+static size_t encode_blocks(const uint8_t *src, size_t n, int half, uint32_t least, uint8_t *dst)
 {
     float_work work;
     uint8_t *out = dst;
     for (size_t base = 0; base < n; base += ZC_BLOCK) {
-        out += encode_block(src + 4 * base, zc_min(n - base, ZC_BLOCK), half, &work, out);
+        out += encode_block(src + 4 * base, zc_min(n - base, ZC_BLOCK), half, least, &work, out);
     }
     return (size_t)(out - dst);
 }
@@ -230,7 +232,7 @@ static int decode_blocks(const uint8_t *src, size_t size, uint8_t *dst, size_t n
 static size_t huff_encode(const uint8_t *src, size_t n, float step, uint8_t *dst)
 {
     (void)step;
-    return encode_blocks(src, n, 0, dst);
+    return encode_blocks(src, n, 0, 0, dst);
 }
 
 static int huff_decode(const uint8_t *src, size_t size, uint8_t *dst, size_t n)
@@ -241,7 +243,7 @@ static int huff_decode(const uint8_t *src, size_t size, uint8_t *dst, size_t n)
 static size_t bf16_huff_encode(const uint8_t *src, size_t n, float step, uint8_t *dst)
 {
     (void)step;
-    return encode_blocks(src, n, 1, dst);
+    return encode_blocks(src, n, 1, 0, dst);
 }
 
 static int bf16_huff_decode(const uint8_t *src, size_t size, uint8_t *dst, size_t n)
