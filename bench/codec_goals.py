@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
-__all__ = ["goals"]
+__all__ = ["goals", "summary"]
 
 GB = 1e9
 # Errors relative to the tensor up to which codecs count as of one class: exact, bf16, int8, and three of quantisers.
@@ -48,49 +48,63 @@ class Figure(Protocol):
     def copy(self) -> float: ...
 
 
-Row = list[object]
+class Finding(NamedTuple):
+    """What became of one goal on one tensor."""
+
+    goal: str
+    tensor: str
+    found: str
+    met: bool
 
 
-def goals(figures: Sequence[Figure]) -> list[Row]:
-    """Gives a row per goal and tensor: goal, tensor, what was found, whether it is met."""
+def goals(figures: Sequence[Figure]) -> list[Finding]:
+    """Holds every goal against every tensor it is meant for."""
     tensors = list(dict.fromkeys(figure.kind.title for figure in figures))
-    rows: list[Row] = []
+    findings: list[Finding] = []
     for title in tensors:
         here = [figure for figure in figures if figure.kind.title == title]
         named = {figure.codec: figure for figure in here if figure.ours}
         activations = {each.codec: each for each in figures if each.kind.kind == "activation" and each.ours}
-        rows += [*_kernels(title, named), *_entropy(title, named), *_steps(title, named, activations)]
-        rows += [*_int8(title, named), *_largest(title, named), *_rivals(title, here)]
+        findings += [*_kernels(title, named), *_entropy(title, named), *_steps(title, named, activations)]
+        findings += [*_int8(title, named), *_largest(title, named), *_rivals(title, here)]
+    return findings
+
+
+def summary(findings: Sequence[Finding]) -> list[list[object]]:
+    """Gives a row per goal: on how many tensors it is met, what was found there, and where it is not met."""
+    rows: list[list[object]] = []
+    for goal in dict.fromkeys(finding.goal for finding in findings):
+        each = [finding for finding in findings if finding.goal == goal]
+        missed = [f"**{finding.found}** ({finding.tensor})" for finding in each if not finding.met]
+        met = [f"{finding.found} ({finding.tensor})" for finding in each if finding.met]
+        # Where there are many, the first tell enough.
+        rows.append([goal, f"{len(met)} of {len(each)}", "; ".join([*missed, *met[: max(0, 3 - len(missed))]])])
     return rows
 
 
-def _row(goal: str, title: str, found: str, met: bool) -> Row:
-    return [goal, title, found, "yes" if met else "**no**"]
-
-
-def _kernels(title: str, named: dict[str, Figure]) -> Iterator[Row]:
+def _kernels(title: str, named: dict[str, Figure]) -> Iterator[Finding]:
     """The kernels without entropy coding, on what they are for: activations."""
     for name in ("bf16", "int8", "int4", "bitmap"):
         figure = named[name]
         if figure.kind.kind == "activation":
             shares = (figure.encode / figure.copy, figure.decode / figure.copy)
             found = f"{shares[0]:.2f} / {shares[1]:.2f}"
-            yield _row(f"{name} >= 0.9 x memcpy, each way", title, found, min(shares) >= 0.9)
+            yield Finding(f"{name} >= 0.9 x memcpy, each way", title, found, min(shares) >= 0.9)
 
 
 def _speeds(figure: Figure) -> str:
     return f"{figure.ratio:.2f}x at {figure.encode / GB:.1f} / {figure.decode / GB:.1f} GB/s"
 
 
-def _entropy(title: str, named: dict[str, Figure]) -> Iterator[Row]:
+def _entropy(title: str, named: dict[str, Figure]) -> Iterator[Finding]:
     for name, least in (("huff", 1.7), ("bf16-huff", 4.0)):
         figure = named[name]
         if figure.kind.net == "resnet18" and figure.kind.kind in ("activation", "masked gradient"):
             met = figure.ratio >= least and min(figure.encode, figure.decode) >= 2.5 * GB
-            yield _row(f"{name} >= {least}x at >= 2.5 GB/s each way", title, _speeds(figure), met)
+            yield Finding(f"{name} >= {least}x at >= 2.5 GB/s each way", title, _speeds(figure), met)
 
 
-def _steps(title: str, named: dict[str, Figure], activations: dict[str, Figure]) -> Iterator[Row]:
+def _steps(title: str, named: dict[str, Figure], activations: dict[str, Figure]) -> Iterator[Finding]:
     for alpha, least, most in QZ:
         figure = named[f"qz {alpha}"]
         fast = min(figure.encode, figure.decode) >= 2.8 * GB
@@ -98,40 +112,41 @@ def _steps(title: str, named: dict[str, Figure], activations: dict[str, Figure])
         if figure.kind.kind == "activation":
             met = fast and figure.ratio >= least and figure.error <= most
             goal = f"qz {alpha} >= {least}x within error {most} at >= 2.8 GB/s each way"
-            yield _row(goal, title, found, met)
+            yield Finding(goal, title, found, met)
         elif figure.kind.kind == "masked gradient":
             met = fast and figure.ratio >= activations[f"qz {alpha}"].ratio
-            yield _row(f"qz {alpha} as good as on activations, >= 2.8 GB/s each way", title, found, met)
+            yield Finding(f"qz {alpha} as good as on activations, >= 2.8 GB/s each way", title, found, met)
 
 
-def _int8(title: str, named: dict[str, Figure]) -> Iterator[Row]:
+def _int8(title: str, named: dict[str, Figure]) -> Iterator[Finding]:
     figure = named["int8"]
     most = 0.004 if figure.kind.kind == "activation" else 0.012
     if figure.kind.kind == "activation" or (figure.kind.kind == "gradient" and figure.kind.when == "late"):
-        yield _row(f"int8 within error {most}", title, f"{figure.error:.4f}", figure.error <= most)
+        yield Finding(f"int8 within error {most}", title, f"{figure.error:.4f}", figure.error <= most)
 
 
-def _largest(title: str, named: dict[str, Figure]) -> Iterator[Row]:
+def _largest(title: str, named: dict[str, Figure]) -> Iterator[Finding]:
     for name, figure in named.items():
         if name.startswith("topk") and figure.kind.kind in ("activation", "gradient"):
-            yield _row(f"{name} >= 10 GB/s", title, _speeds(figure), figure.encode >= 10 * GB)
+            yield Finding(f"{name} >= 10 GB/s", title, _speeds(figure), figure.encode >= 10 * GB)
 
 
-def _rivals(title: str, here: Sequence[Figure]) -> Iterator[Row]:
-    """blosc2 is beaten where one codec of ours in its class of error beats it in ratio and in speed, both ways."""
+def _rivals(title: str, here: Sequence[Figure]) -> Iterator[Finding]:
+    """blosc2 is beaten where one codec of ours of no worse class of error beats it in ratio and in speed, both ways."""
     theirs = [figure for figure in here if figure.codec.startswith("blosc2")]
     for below, most in zip((-1.0, *CLASSES), CLASSES, strict=False):
         rivals = [figure for figure in theirs if below < figure.error <= most]
         mine = [figure for figure in here if figure.ours and figure.error <= most]
-        open_to = [rival for rival in rivals if not any(_beats(each, rival) for each in mine)]
-        goal = f"beats blosc2, error up to {most}"
-        if rivals and open_to:
-            rival = open_to[0]
-            yield _row(goal, title, f"not {rival.codec}: {_speeds(rival)}", False)
-        elif rivals:
-            best = max(rivals, key=lambda rival: rival.ratio)
-            ahead = max((each for each in mine if _beats(each, best)), key=lambda each: each.ratio)
-            yield _row(goal, title, f"{ahead.codec} {_speeds(ahead)}; {best.codec} {_speeds(best)}", True)
+        if not rivals:
+            continue
+        within = f"error up to {most:.1%}" if most else "exact"
+        best = max(rivals, key=lambda rival: rival.ratio)
+        ours = max(mine, key=lambda each: (_beats(each, best), each.ratio))
+        found = f"{ours.codec} {_speeds(ours)} to {best.codec} {_speeds(best)}"
+        yield Finding(f"beats blosc2's smallest, {within}", title, found, _beats(ours, best))
+        ahead = [rival for rival in rivals if not any(_beats(each, rival) for each in mine)]
+        found = "; ".join(f"{rival.codec} {_speeds(rival)}" for rival in ahead) or f"{len(rivals)} settings"
+        yield Finding(f"beats every setting of blosc2, {within}", title, found, not ahead)
 
 
 def _beats(mine: Figure, rival: Figure) -> bool:
