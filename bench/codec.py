@@ -169,7 +169,7 @@ def telling(figure: Figure, figures: list[Figure]) -> bool:
 @click.command()
 @click.option("--nets", default=",".join(NETS), show_default=True)
 @click.option("--sizes", default=2, show_default=True, help="1: 4 MB alone, 2: 33 MB as well.")
-@click.option("--steps", default=50, show_default=True, help="Training steps, of 32 images each.")
+@click.option("--steps", default=30, show_default=True, help="Training steps, of 32 images each.")
 @click.option("--repeats", default=15, show_default=True, help="Times in a burst.")
 @click.option("--every/--few", help="Print every figure; else those of the first net, late, with a few rivals.")
 def main(nets: str, sizes: int, steps: int, repeats: int, every: bool) -> None:

@@ -19,7 +19,7 @@ from torch.nn import functional
 __all__ = ["NETS", "Cut", "cuts"]
 
 F32 = NDArray[np.float32]
-IMAGES = 256
+IMAGES = 128
 BATCH = 32
 SEED = 7
 
