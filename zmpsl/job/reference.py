@@ -180,6 +180,8 @@ def _kind(kind: inspect.Type) -> str:
             return "text" if kind.pattern is None else f"text like `{kind.pattern}`"
         case inspect.LiteralType():
             return " or ".join(f"`{value}`" for value in kind.values)
+        case inspect.ListType(item_type=inspect.StructType()):
+            return "list of [classes](emulation.md#classes)"
         case inspect.ListType():
             return f"list of: {_kind(kind.item_type)}"
         case inspect.DictType():
