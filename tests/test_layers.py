@@ -47,7 +47,10 @@ ZMQ_USERS = {
 }
 # Where torch may be imported when a module is loaded, and where only inside a function. launch.preload loads it early
 # on purpose, in a process that will train.
-TORCH_ROOMS = ("zmpsl.engine", "zmpsl.models", "zmpsl.roles.owner", "zmpsl.roles.compute", "zmpsl.launch.preload")
+TORCH_ROOMS = (
+    *("zmpsl.engine", "zmpsl.models", "zmpsl.launch.preload"),
+    *("zmpsl.roles.owner", "zmpsl.roles.compute", "zmpsl.roles.thin"),
+)
 TORCH_INSIDE = ("zmpsl.roles.member",)
 # Rooms of the same layer: the first of each pair must not import the second.
 APART = [

@@ -27,6 +27,8 @@ _CLASSES = {
     "aggregator": ("zmpsl.roles.aggregator", "Aggregator"),
     "compute": ("zmpsl.roles.compute", "ComputeNode"),
     "owner": ("zmpsl.roles.owner", "DataOwner"),
+    "thin compute": ("zmpsl.roles.thin", "ThinNode"),
+    "thin owner": ("zmpsl.roles.thin", "ThinOwner"),
 }
 
 
@@ -116,7 +118,13 @@ def crowd_process(role: str, runs: Path, run: str, name: str, places: tuple[str,
 
     def work() -> None:
         job = load_job(runs / run / "job.yaml")
-        crowd = Crowd([make_member(role, runs, place) for place in places], endpoint, job.owners)
+        kinds = {"owner": job.emulate.owner, "compute": job.emulate.node}[role]
+        members = []
+        for place in places:
+            kind = kinds(int(place.rpartition("-")[2]))
+            thin = kind is not None and kind.compute == "none"
+            members.append(make_member(f"thin {role}" if thin else role, runs, place))
+        crowd = Crowd(members, endpoint, job.owners)
         quiet_signals(crowd.ask_to_stop)
         crowd.run()
 

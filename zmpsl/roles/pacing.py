@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+from zmpsl.errors import JobError
 from zmpsl.job.emulation import NodeClass, OwnerClass, PartSeconds
 from zmpsl.plan import Plan, micro_samples, node_name, owner_name
 from zmpsl.profiles import Profile, optimizer_name, read_profile, require
+from zmpsl.state import ends_layout
 from zmpsl.transport.task import Op, Task
 
 __all__ = ["Pace", "pace_of"]
@@ -23,7 +25,8 @@ def pace_of(plan: Plan, place: str) -> Pace | None:
     Evaluation takes as long as it takes on this host times the factor, where computing does; averaging what it takes.
 
     Raises:
-        JobError: The seconds are to be those of a profile that cannot be read, or is of something else.
+        JobError: The seconds are to be those of a profile that cannot be read, or is of something else; or an owner's
+            two parts need more memory than its class has.
     """
     emulate = plan.job.emulate
     role, _, number = place.partition("-")
@@ -32,12 +35,30 @@ def pace_of(plan: Plan, place: str) -> Pace | None:
     kind = kinds[role](int(number)) if role in kinds and number.isdigit() else None
     if kind is None:
         return _times(by) if by != 1 else None
+    if isinstance(kind, OwnerClass):
+        _check_memory(plan, place, kind)
     by *= kind.slow_down / emulate.time_scale
     if kind.compute == "real" and getattr(kind, "first", None) is None and getattr(kind, "last", None) is None:
         return _times(by)
     if isinstance(kind, NodeClass):
         return _node(_of_profile(plan, int(number) + 1, by))
     return _owner(*_ends(plan, kind, by))
+
+
+def _check_memory(plan: Plan, place: str, kind: OwnerClass) -> None:
+    """Holds what an owner's two parts take against the memory of its class: base and copy, gradients, activations."""
+    ends = [*plan.blocks_of(0), *plan.blocks_of(plan.parts - 1)]
+    train = plan.job.train
+    micros = min(train.micro_batches, train.batch_size)
+    flying = micros if train.schedule == "gpipe" else min(micros, plan.parts)
+    saved = sum(plan.footprints[index].saved for index in ends) if plan.footprints else 0
+    gradients = 4 * (plan.parameters_of(0) + plan.parameters_of(plan.parts - 1))
+    need = 2 * ends_layout(plan.blocks, plan.bounds, plan.job.optimizer).nbytes + gradients + flying * saved
+    if kind.memory_bytes is not None and need > kind.memory_bytes:
+        raise JobError(
+            f"{place} (emulated {kind.name}): its first and last part need {need:,} bytes, the device has"
+            f" {kind.memory_bytes:,.0f} (memory_bytes); cut the model earlier and later, or use smaller batches"
+        )
 
 
 def _times(by: float) -> Pace:
