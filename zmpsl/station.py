@@ -132,6 +132,8 @@ class Station:
                 heapq.heappush(self._waiting, (URGENCY[task.op], next(self._order), task))
         except RemoteProtocolError:
             self.strays += 1
+            if task is not None:
+                self._used_up(task)  # dropped is used up too: else its owner could never send again
             raise
         return granted
 
@@ -179,8 +181,12 @@ class Station:
             for parked in self._parked:
                 heapq.heappush(self._waiting, parked)
             self._parked.clear()
-        outbox = self.outboxes.get(sender_of(task))
-        if outbox is not None:
+        self._used_up(task)
+
+    def _used_up(self, task: Task) -> None:
+        """Notes that the sender of a task gets its credit back."""
+        outbox, plan = self.outboxes.get(sender_of(task)), self.member.plan
+        if outbox is not None and plan is not None and task.plan == plan.version and plan.takes_part(task.owner):
             outbox.owe(task.owner, task.nbytes)
 
     def _grant(self, header: Header) -> str:
