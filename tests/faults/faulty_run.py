@@ -245,10 +245,13 @@ class FaultyRun(MemoryRun):
             case "cut control":
                 self._cut_control(place)
             case "repeat control":
-                queue = self.random.choice([place.told, place.said])
-                if queue:
-                    self._note(f"a message of the manager's link of {place.station.member.place} repeated")
-                    queue.append(self.random.choice(list(queue)))
+                queues = [(each, queue) for each in places for queue in (each.told, each.said) if queue]
+                if not queues:
+                    self._left += 1  # the next time then
+                    return
+                place, queue = self.random.choice(queues)
+                self._note(f"{type(queue[0]).__name__} repeated, between manager and {place.station.member.place}")
+                queue.append(queue[0])
             case _:
                 self._link_fault(kind, place, soon)
 
@@ -261,6 +264,7 @@ class FaultyRun(MemoryRun):
             return
         links = [link for link, queue in place.arriving.items() if queue]
         if not links:
+            self._left += 1  # the next time then
             return
         link = self.random.choice(links)
         queue = place.arriving[link]
