@@ -171,6 +171,12 @@ class Station:
 
     def _handle(self, task: Task) -> Iterator[Action]:
         try:
+            self.member.admit(task)  # again: the round may have ended while it waited, and then it has come twice
+        except RemoteProtocolError:
+            self.strays += 1
+            self._used_up(task)
+            return
+        try:
             yield from self.member.handle(task)
         except RemoteProtocolError as error:
             # Something before it was lost, on a connection that is there again. No task is repeated: the round is.

@@ -379,6 +379,9 @@ class FaultyRun(MemoryRun):
         for module, name in WRITES:
             stack.enter_context(patch(f"{module}.{name}", wrapped(getattr(import_module(module), name))))
         stack.enter_context(
+            patch("zmpsl.roles.publishing.dump_job", lambda _: "")
+        )  # nobody reads it, and it takes long
+        stack.enter_context(
             patch("zmpsl.station.Outbox", lambda sender, pack, size: Outbox(sender, pack, self.credit_bytes or size))
         )
         return stack
