@@ -110,7 +110,7 @@ def _blosc2(blosc2: ModuleType, values: Values, codec: str, level: int, how: str
         blosc2.decompress2(packed, dst=result, nthreads=1)
         return result
 
-    name = f"blosc2 {codec}{level} {how}{'' if bits is None else f', {bits} bits'}"
+    name = f"blosc2 {codec}-{level} {how}{'' if bits is None else f', {bits} bits'}"
     return _general(name, values, pack, unpack)
 
 
