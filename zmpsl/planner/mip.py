@@ -49,7 +49,8 @@ def solve(problem: Problem, stages: Stages, start: Best, deadline: Deadline) -> 
     size = f"{count(stages):,} runs of {stages.blocks} blocks"
     programme = _Programme(mip, problem, floors, deadline)
     if not start[1]:
-        found, sure = programme.solve(Range(0.0, floors.pace, math.inf, stages, np.zeros(0)), start)
+        low = floors.forward if problem.objective == "sum" else floors.pace
+        found, sure = programme.solve(Range(0.0, low, math.inf, stages, np.zeros(0)), start)
         if not found[1] and not sure:
             raise JobError("backend mip: no split found in time: give it more, or use the backend dp")
         return Answer(found, sure, f"branch and bound over {size}" + ("" if sure else f" ended early; {deadline.text}"))
