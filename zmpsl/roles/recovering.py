@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 from msgspec.structs import replace
 
-from zmpsl.errors import JoinError, PeerLostError
+from zmpsl.errors import JobError, JoinError, PeerLostError
 from zmpsl.job.schema import Job
 from zmpsl.messages import Join, Pause, Ping, Refused, Welcome
 from zmpsl.plan import check_cuts, node_name
@@ -168,4 +168,11 @@ class Recovering(ManagerState):
         for hop, seat in enumerate(nodes):
             yield from self._move(seat, node_name(hop))
         bounds = check_cuts(self.job, len(self.plan.blocks))
+        if self._cutting is not None:
+            try:
+                yield from self._cutting.again(self.job)
+                self.board.notice(self._cutting.text)
+            except JobError as error:
+                self.board.notice(f"{error}; the cuts are even")
+            bounds = self._cutting.bounds
         yield from self._publish(self.plan.version + 1, self.plan.blocks, bounds)
