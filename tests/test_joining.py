@@ -203,6 +203,48 @@ def test_unknown_role(says: Callable[[str, Message], list[FromManager]]):
 # -- submitting --------------------------------------------------------------------------------------------------------
 
 
+def _answer_until(server: ControlServer, kind: type[Message], answer: FromManager) -> None:
+    """Answers whoever says this kind of thing."""
+    received: list[tuple[bytes, Message]] = []
+
+    def heard() -> bool:
+        got = server.receive()
+        if got is not None and isinstance(got[1], kind):
+            received.append(got)
+        return bool(received)
+
+    wait_for(heard, 10)
+    server.send(received[0][0], answer)
+
+
+def test_who_watches_waits_for_a_lost_manager_like_the_members_do():
+    """It comes back, here after much more than network.lost_after_s, and the watcher hears the end of the run."""
+    handed_in = job(*SMALL, "network.lost_after_s=0.01")
+    context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+    server = ControlServer(context, "tcp://127.0.0.1:*")
+    told: list[str] = []
+    watcher = threading.Thread(
+        target=submit, args=(handed_in, server.endpoint), kwargs={"watch": True, "tell": told.append}
+    )
+    watcher.start()
+    try:
+        _answer_until(server, Submit, Welcome(place="", job=handed_in))
+        _answer_until(server, Join, Welcome(place="", job=handed_in))
+        endpoint = server.endpoint
+        server.close()
+        away = time.monotonic()
+        wait_for(lambda: time.monotonic() - away > 0.5)
+        assert watcher.is_alive()
+        server = ControlServer(context, endpoint)
+        _answer_until(server, Join, Finish(exit_code=0, text="all done"))
+        watcher.join(10)
+        assert told[-1] == "all done"
+    finally:
+        server.close()
+        watcher.join(10)
+        context.term()
+
+
 @pytest.mark.parametrize("second", ["another", "the same"])
 def test_job_submitted_twice(second: str):
     """The second one is refused, also when it is the very same job: nothing new will be trained."""

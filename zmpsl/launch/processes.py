@@ -1,11 +1,13 @@
 """The processes of a run on this machine: started, watched, and started again when one of them dies.
 
 Manager and aggregator are started fresh, so they never load torch. Data owners and compute nodes are forked from a
-server that has loaded it once: a second each would otherwise pass, and their memory would hold it several times.
+server that has loaded it once: a second each would otherwise pass, and their memory would hold it several times. So is
+whoever follows a role that died, the manager too: the run stands still meanwhile.
 """
 
 from __future__ import annotations
 
+import ctypes
 import multiprocessing
 import sys
 import time
@@ -16,13 +18,15 @@ from pathlib import Path
 
 from zmpsl.errors import JoinError, ZmpslError
 from zmpsl.job.schema import Job
-from zmpsl.launch.process import manager_process, member_process
+from zmpsl.launch.process import HUNG_S, manager_process, member_process
 from zmpsl.plan import AGGREGATOR, node_name, owner_name
 
 __all__ = ["Processes"]
 
 # After the manager is gone everybody else has this long to go too.
 FAREWELL_S = 15.0
+# Whoever looks less often than this was stopped itself, and the manager perhaps with it.
+LOOK_S = 2.0
 # How often each role is started again, and how long is waited before: longer each time, as a broken one stays broken.
 RESTARTS = 20
 PATIENCE_S = (0.0, 0.1, 0.2, 0.5, 1.0)
@@ -63,9 +67,13 @@ class Processes:
         self._endpoint = ""
         self._manager: BaseProcess | None = None
         self._manager_restarts = 0
+        self._looked_at = time.monotonic()
+        self._looking_since = self._looked_at
         self._members: dict[str, _Role] = {}
         self._closing = False
         self._fresh: SpawnContext = multiprocessing.get_context("spawn")
+        # Until when, in seconds of the monotonic clock, the manager is to be heard of again; it writes this itself.
+        self._promise = self._fresh.RawValue(ctypes.c_double, 0.0)
         self._forked: SpawnContext | ForkServerContext = self._fresh
         if sys.platform == "linux":
             self._forked = multiprocessing.get_context("forkserver")
@@ -77,14 +85,15 @@ class Processes:
         Raises:
             ZmpslError: The manager cannot start.
         """
-        self._start_manager("tcp://127.0.0.1:*")
+        self._start_manager(self._fresh, "tcp://127.0.0.1:*")
         roles = [
             ("aggregator", AGGREGATOR),
             *(("compute", node_name(i)) for i in range(self._job.nodes)),
             *(("owner", owner_name(i)) for i in range(self._job.owners)),
         ]
         for role, place in roles:
-            self._members[place] = _Role(role, place, place, self._start_member(role, place, place))
+            context = self._fresh if role == "aggregator" else self._forked
+            self._members[place] = _Role(role, place, place, self._start_member(context, role, place, place))
 
     def over(self) -> bool:
         """Looks after everybody, and tells whether the run is over: the manager has ended and does not come back."""
@@ -92,9 +101,11 @@ class Processes:
             return True
         if not self._manager.is_alive():
             return not self._start_manager_again(self._manager)
+        now = time.monotonic()
+        self._look_at_manager(self._manager, now)
         if not self._closing and self._job.recover.wait_s:
             for role in self._members.values():
-                self._tend(role, time.monotonic())
+                self._tend(role, now)
         return False
 
     def lost(self, place: str, pid: int) -> None:
@@ -128,10 +139,21 @@ class Processes:
                 process.kill()
                 process.join()
 
-    def _start_manager(self, bind: str) -> None:
-        here, there = self._fresh.Pipe(duplex=False)
-        arguments = (self._folder.parent, self._folder.name, self._resume, bind, there)
-        self._manager = self._fresh.Process(target=manager_process, args=arguments, name="manager", daemon=True)
+    def _look_at_manager(self, manager: BaseProcess, now: float) -> None:
+        """Kills a manager that hangs, as far as we can tell, so that another takes its place."""
+        if now - self._looked_at > LOOK_S:
+            self._looking_since = now
+        self._looked_at = now
+        due = max(self._promise.value, self._looking_since + HUNG_S)
+        if self._promise.value and now > due and self._may_follow():
+            manager.kill()
+            manager.join()
+
+    def _start_manager(self, context: SpawnContext | ForkServerContext, bind: str) -> None:
+        here, there = context.Pipe(duplex=False)
+        self._promise.value = 0.0
+        arguments = (self._folder.parent, self._folder.name, self._resume, bind, there, self._promise)
+        self._manager = context.Process(target=manager_process, args=arguments, name="manager", daemon=True)
         self._manager.start()
         there.close()
         try:
@@ -143,16 +165,19 @@ class Processes:
     def _start_manager_again(self, dead: BaseProcess) -> bool:
         """Follows a manager that was killed by a new one at the same address; one that ended by itself has ended."""
         killed = dead.exitcode is not None and dead.exitcode < 0
-        patient = self._job.recover.wait_s and self._job.recover.manager_wait_s
-        if self._closing or not killed or not patient or self._manager_restarts >= RESTARTS:
+        if not killed or not self._may_follow():
             return False
         self._manager_restarts += 1
         self._resume = (self._folder / "record.json").exists()
-        self._start_manager(self._endpoint)
+        self._start_manager(self._forked, self._endpoint)
         return True
 
-    def _start_member(self, role: str, name: str, place: str) -> BaseProcess:
-        context = self._fresh if role == "aggregator" else self._forked
+    def _may_follow(self) -> bool:
+        """Tells whether another manager would take the place of a lost one."""
+        patient = self._job.recover.wait_s and self._job.recover.manager_wait_s
+        return bool(patient) and not self._closing and self._manager_restarts < RESTARTS
+
+    def _start_member(self, context: SpawnContext | ForkServerContext, role: str, name: str, place: str) -> BaseProcess:
         arguments = (role, self._folder.parent, self._folder.name, name, place, self._endpoint)
         process: BaseProcess = context.Process(target=member_process, args=arguments, name=name, daemon=True)
         process.start()
@@ -169,4 +194,4 @@ class Processes:
         elif now >= role.due:
             role.due = None
             role.restarts += 1
-            role.process = self._start_member(role.role, role.place, role.wish)
+            role.process = self._start_member(self._forked, role.role, role.place, role.wish)
