@@ -283,6 +283,7 @@ def test_submit_to_somebody_else():
 
 def test_watched_manager_that_vanishes():
     """Nobody hangs: who watches a run is told within seconds that the manager is gone."""
+    brief = job("recover.wait_s=0")  # a run that ends when a role is lost
     context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
     server = ControlServer(context, "tcp://127.0.0.1:*")
     address = server.endpoint
@@ -290,7 +291,7 @@ def test_watched_manager_that_vanishes():
 
     def watch() -> None:
         try:
-            submit(job(), address, watch=True, tell=lambda _: None)
+            submit(brief, address, watch=True, tell=lambda _: None)
         except ZmpslError as error:
             errors.append(error)
 
@@ -298,7 +299,7 @@ def test_watched_manager_that_vanishes():
     watcher.start()
     heard: list[tuple[bytes, object]] = []
     wait_for(lambda: (each := server.receive()) is not None and (heard.append(each) or isinstance(each[1], Submit)), 10)
-    server.send(heard[-1][0], Welcome(place="", job=job()))
+    server.send(heard[-1][0], Welcome(place="", job=brief))
     server.close(1.0)
     watcher.join(10)
     hung = watcher.is_alive()
