@@ -162,7 +162,8 @@ class Site:
             self.processes = _Harmed(self, folder, job, resume)
             return self.processes
 
-        with patch("zmpsl.launch.local.Processes", made):
+        # Here roles die of us, so none of them is given up.
+        with patch("zmpsl.launch.local.Processes", made), patch("zmpsl.launch.processes.RESTARTS", 1 << 30):
             yield
 
     def heal(self) -> None:

@@ -208,9 +208,9 @@ def commits_of(folder: Path) -> list[CommitEvent]:
 
 
 def disturbed(
-    site: Site, runs: Path, name: str, blows: list[Blow], wanted: dict[int, dict[str, str]], rng: random.Random
+    site: Site, runs: Path, name: str, blows: list[Blow], wanted: dict[int, dict[str, str]] | None, rng: random.Random
 ) -> Outcome:
-    """A run at a site on which blows fall, one after the other."""
+    """A run at a site on which blows fall, one after the other; without `wanted` its weights are not compared."""
     ground = Field(site, runs / name, rng)
     times: list[tuple[float, float]] = []
     striker = threading.Thread(target=_strike, args=(ground, blows, times), daemon=True)
@@ -248,11 +248,12 @@ def _strike(ground: Field, blows: list[Blow], times: list[tuple[float, float]]) 
 
 
 def _judge(
-    outcome: Outcome, events: list[Event], times: list[tuple[float, float]], wanted: dict[int, dict[str, str]]
+    outcome: Outcome, events: list[Event], times: list[tuple[float, float]], wanted: dict[int, dict[str, str]] | None
 ) -> None:
     commits = [event for event in events if isinstance(event, CommitEvent)]
     outcome.commits = len(commits)
-    outcome.wrong = [event.round for event in commits if wanted.get(event.round) != event.digests]
+    if wanted is not None:
+        outcome.wrong = [event.round for event in commits if wanted.get(event.round) != event.digests]
     gaps = [(one.time, other.time) for one, other in pairwise(commits)]
     calm = [end - start for start, end in gaps if not any(start <= hit <= end for hit, _ in times)]
     outcome.typical_s = median(calm) if calm else 0.0

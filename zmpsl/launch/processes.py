@@ -11,7 +11,7 @@ import ctypes
 import multiprocessing
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from multiprocessing.context import ForkServerContext, SpawnContext
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -29,6 +29,8 @@ FAREWELL_S = 15.0
 LOOK_S = 2.0
 # How often each role is started again, and how long is waited before: longer each time, as a broken one stays broken.
 RESTARTS = 20
+# Whoever has worked for so long is not broken: what happened before is forgotten.
+SOUND_S = 60.0
 PATIENCE_S = (0.0, 0.1, 0.2, 0.5, 1.0)
 
 
@@ -39,7 +41,8 @@ class _Role:
     Attributes:
         wish: The place its process asks for; any, once its own is not to be had.
         process: The current process.
-        restarts: How often it was started again.
+        restarts: How often it was started again without having worked for long.
+        started: When it was started last.
         due: When it is to be started again, in seconds of the monotonic clock; None while it runs.
     """
 
@@ -48,6 +51,7 @@ class _Role:
     wish: str
     process: BaseProcess
     restarts: int = 0
+    started: float = field(default_factory=time.monotonic)
     due: float | None = None
 
 
@@ -67,6 +71,7 @@ class Processes:
         self._endpoint = ""
         self._manager: BaseProcess | None = None
         self._manager_restarts = 0
+        self._manager_started = time.monotonic()
         self._looked_at = time.monotonic()
         self._looking_since = self._looked_at
         self._members: dict[str, _Role] = {}
@@ -151,7 +156,7 @@ class Processes:
 
     def _start_manager(self, context: SpawnContext | ForkServerContext, bind: str) -> None:
         here, there = context.Pipe(duplex=False)
-        self._promise.value = 0.0
+        self._promise.value, self._manager_started = 0.0, time.monotonic()
         arguments = (self._folder.parent, self._folder.name, self._resume, bind, there, self._promise)
         self._manager = context.Process(target=manager_process, args=arguments, name="manager", daemon=True)
         self._manager.start()
@@ -165,6 +170,8 @@ class Processes:
     def _start_manager_again(self, dead: BaseProcess) -> bool:
         """Follows a manager that was killed by a new one at the same address; one that ended by itself has ended."""
         killed = dead.exitcode is not None and dead.exitcode < 0
+        if time.monotonic() - self._manager_started > SOUND_S:
+            self._manager_restarts = 0
         if not killed or not self._may_follow():
             return False
         self._manager_restarts += 1
@@ -184,7 +191,11 @@ class Processes:
         return process
 
     def _tend(self, role: _Role, now: float) -> None:
-        if role.process.is_alive() or role.process.exitcode == 0 or role.restarts >= RESTARTS:
+        if role.process.is_alive() or role.process.exitcode == 0:
+            return
+        if role.due is None and now - role.started > SOUND_S:
+            role.restarts = 0
+        if role.restarts >= RESTARTS:
             return
         if role.due is None:
             patience_s = PATIENCE_S[min(role.restarts, len(PATIENCE_S) - 1)]
@@ -192,6 +203,6 @@ class Processes:
                 patience_s, role.wish = PATIENCE_S[-1], ""
             role.due = now + patience_s
         elif now >= role.due:
-            role.due = None
+            role.due, role.started = None, now
             role.restarts += 1
             role.process = self._start_member(self._forked, role.role, role.place, role.wish)
