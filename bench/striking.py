@@ -258,8 +258,8 @@ def _judge(
     calm = [end - start for start, end in gaps if not any(start <= hit <= end for hit, _ in times)]
     outcome.typical_s = median(calm) if calm else 0.0
     notices = [event.time for event in events if isinstance(event, NoticeEvent | PlanEvent)]
-    bounds = [*(hit for hit, _ in times[1:]), float("inf")]
-    for (hit, healed), until in zip(times, bounds, strict=True):
+    until_next = [*(hit for hit, _ in times[1:]), float("inf")]
+    for (hit, healed), until in zip(times, until_next, strict=False):
         around = [end - start for start, end in gaps if end >= hit and start < min(until, max(healed, hit + 1e-9) + 60)]
         if not around:
             continue

@@ -20,6 +20,7 @@ from zmpsl.keys import Security
 from zmpsl.loop import Node
 from zmpsl.manager_loop import ManagerNode
 from zmpsl.messages import PROTOCOL, Finish, FromManager, Join, Leave, Message, Refused, Submit, Welcome
+from zmpsl.roles.actions import Tell
 from zmpsl.roles.aggregator import Aggregator
 from zmpsl.roles.compute import ComputeNode
 from zmpsl.roles.manager import Manager, Phase
@@ -130,6 +131,16 @@ def test_two_claim_one_place():
         assert manager.drain(60)
         assert manager.error is None
         assert manager.manager.round == 2
+
+
+def test_a_place_whose_holder_is_gone_is_free_for_anybody():
+    """Also for who asks for no place in particular, and before the manager has given up the one that had it."""
+    manager = Manager(None, job(*SMALL, "owners=1"))
+    list(manager.hear(b"first", Join(role="owner")))
+    list(manager.unreachable(b"first", 0.0))
+    told = [each.message for each in manager.hear(b"second", Join(role="owner")) if isinstance(each, Tell)]
+    assert isinstance(told[-1], Welcome)
+    assert told[-1].place == "owner-0"
 
 
 def test_more_roles_than_places():

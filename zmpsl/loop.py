@@ -36,8 +36,12 @@ log = logging.getLogger("zmpsl")
 
 IDLE_S = 0.1
 CHECK_EVERY_S = 0.25
-# A handshake may fail while the other side learns of a new plan; after this it is told, and after much more it is over.
+# A connection may fail while the other side learns of a new plan; after this it is told of. After much more, and after
+# recover.wait_s, it is over.
 SHAKY_S, HOPELESS_S = 3.0, 30.0
+# A host that the kernel has asked again and again for so long without an answer is cut off. Heartbeats tell too, but
+# on a data link only after 20 s: they wait behind the chunk on the wire, which on a slow link takes that long.
+UNHEARD_S = 5.0
 
 ASK = "does the manager's allow-list have it, and is manager.pub from that manager? `zmpsl doctor` looks at both"
 
@@ -82,7 +86,9 @@ class Node(Life):
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self._security = security
         self._border = Border(Gate(self._context) if security.key is not None else None)
-        self._shaky: dict[str, float] = {}
+        self._shaky_since = time.monotonic()
+        self._down: dict[str, float] = {}  # links that are not up, and since when
+        self._hopeless_s = HOPELESS_S
         try:
             self._inbox = Inbox(self._context, bind, self._network.max_tensor_bytes, advertise, security)
         except NetworkError:
@@ -208,39 +214,50 @@ class Node(Life):
             self._perform(self.member.rejoin())
         if self._control.connected:
             self._away_since, self._met = now, True
-        self._check_handshakes(now)
+        self._check_handshake(now)
         if now - self._away_since > (self._patience_s if self._met else self._reach_s):
             self._fail(
                 PeerLostError(
                     f"the manager at {self._control.endpoint} has been out of reach for {now - self._away_since:.1f} s"
                 )
             )
-        for name, link in self._links.items():
-            if link.broken():
-                self._perform(self.member.broken(name))
-            self._station.measured(name, link.delivered)
+        self._check_links(now)
         if self._troubled_at is not None and now - self._troubled_at > self._network.lost_after_s:
             # The manager should have ended the run by now; do not wait for ever.
             self._fail(self.error or PeerLostError("the manager did not answer"))
 
-    def _check_handshakes(self, now: float) -> None:
-        """Tells of connections that do not come about: libzmq would try again for ever, without a word."""
+    def _check_links(self, now: float) -> None:
+        """Tells of links that broke, of those where nobody answers any more, and of those that do not come about."""
+        for name, link in self._links.items():
+            if link.broken():
+                self._perform(self.member.broken(name))
+            elif link.cut_off(UNHEARD_S):
+                text = f"{self.member.place} has had no answer from the host of {name} for {UNHEARD_S:g} s"
+                self._perform(self.member.broken(name, text))
+            if link.up or not self._control.connected:  # without a manager nobody can help, and more may be lost
+                self._down.pop(name, None)
+            else:
+                self._tell_down(name, link.failure, now - self._down.setdefault(name, now))
+            self._station.measured(name, link.delivered)
+
+    def _tell_down(self, name: str, failure: str, down_s: float) -> None:
+        """There is no connection to a peer: libzmq would try again for ever, without a word."""
+        why = f": {failure}" if failure else ""
+        if down_s > self._hopeless_s and self._troubled_at is None:
+            self._trouble(PeerLostError(f"no connection from {self.member.place} to {name} for {down_s:.0f} s{why}"))
+        elif SHAKY_S < down_s <= SHAKY_S + CHECK_EVERY_S:
+            log.warning("no connection to %s for %.0f s%s", name, down_s, why)
+
+    def _check_handshake(self, now: float) -> None:
+        """Tells when the manager does not let us in."""
         self._border.tell_strangers()
         manager, endpoint = self._control, self._control.endpoint
         if manager.refused:
             self._fail(JoinError(f"the manager at {endpoint} refused our key {self._named_key()}; {ASK}"))
-        failures = {"manager": manager.failure, **{name: link.failure for name, link in self._links.items()}}
-        for name, failure in failures.items():
-            if not failure:
-                self._shaky.pop(name, None)
-                continue
-            since = self._shaky.setdefault(name, now)
-            if name == "manager" and not self._met and (manager.hopeless or now - since > SHAKY_S):
-                self._fail(NetworkError(f"no handshake with the manager at {endpoint}: {failure}; {ASK}"))
-            elif name != "manager" and now - since > HOPELESS_S and self._troubled_at is None:
-                self._trouble(PeerLostError(f"no handshake between {self.member.place} and {name}: {failure}"))
-            elif now - since > SHAKY_S and now - since <= SHAKY_S + CHECK_EVERY_S:
-                log.warning("no handshake with %s for %.0f s: %s", name, now - since, failure)
+        if not manager.failure or self._met:
+            self._shaky_since = now
+        elif manager.hopeless or now - self._shaky_since > SHAKY_S:
+            self._fail(NetworkError(f"no handshake with the manager at {endpoint}: {manager.failure}; {ASK}"))
 
     def _named_key(self) -> str:
         key = self._security.key
@@ -289,6 +306,7 @@ class Node(Life):
         self._network = job.network
         # A run that may lose roles may lose its manager too.
         self._patience_s = job.recover.manager_wait_s if job.recover.wait_s else job.network.lost_after_s
+        self._hopeless_s = max(HOPELESS_S, job.recover.wait_s)
         self._inbox.limit = job.network.max_tensor_bytes
         self._station.connect(action)
         # Not before: a peer that has its plan already may send before ours is here, and that must wait, not be lost.
@@ -306,6 +324,7 @@ class Node(Life):
             link.close()
         self._blocked.clear()
         self._links.clear()
+        self._down.clear()
         self._delayed.clear()
         self._due.clear()
         self._station.disconnect()

@@ -39,7 +39,7 @@ class _Role:
     """One role, in whichever process it runs now.
 
     Attributes:
-        wish: The place its process asks for; any, once its own is not to be had.
+        wish: The place its process asks for: its own and, where that is not to be had, any in turn.
         process: The current process.
         restarts: How often it was started again without having worked for long.
         started: When it was started last.
@@ -199,8 +199,8 @@ class Processes:
             return
         if role.due is None:
             patience_s = PATIENCE_S[min(role.restarts, len(PATIENCE_S) - 1)]
-            if role.process.exitcode == JoinError.exit_code:  # its place is not free yet
-                patience_s, role.wish = PATIENCE_S[-1], ""
+            if role.process.exitcode == JoinError.exit_code:  # its place is not free yet, or somebody else's for good
+                patience_s, role.wish = max(patience_s, 0.2), "" if role.wish else role.place
             role.due = now + patience_s
         elif now >= role.due:
             role.due, role.started = None, now
