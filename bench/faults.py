@@ -18,9 +18,23 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import click
-from harmed import POINTS, Site, make_keys, places_of
+from harmed import POINTS, Site, control, make_keys, places_of
 from report import machine, table
-from striking import Blow, Outcome, cuts, dies, disturbed, kills, quiet_run, resets, silence, slow, stops
+from striking import (
+    Blow,
+    Outcome,
+    cuts,
+    dies,
+    disturbed,
+    drowsy,
+    flips,
+    kills,
+    quiet_run,
+    resets,
+    silence,
+    slow,
+    stops,
+)
 
 from zmpsl.job import Job, parse_job
 
@@ -41,10 +55,10 @@ def settings(codec: str, *more: str) -> Job:
     return parse_job("", "bench/faults.py", overrides)
 
 
-def cases(rng: random.Random, quick: bool) -> dict[str, list[Blow]]:
-    """The blows of each run, by what they are called."""
+def cases(rng: random.Random, quick: bool, keys: bool = False) -> dict[str, list[Blow]]:
+    """The blows of each run, by what they are called; bits are flipped only where keys would tell."""
     n = 3 if quick else 20
-    everybody = ("manager", *places_of(settings("none")))
+    everybody = places_of(settings("none"))
     found = {f"kill {role}": [kills(role)] * n for role in ROLES}
     found["kill both nodes"] = [kills("node-0", "node-1")] * max(1, n // 4)
     found["kill in the commit"] = [
@@ -52,13 +66,19 @@ def cases(rng: random.Random, quick: bool) -> dict[str, list[Blow]]:
     ] * (1 if quick else 2)
     found["stop 0.5 to 3 s"] = [stops(rng.choice(ROLES), rng.uniform(0.5, 3)) for _ in range(n)]
     found["stop 30 s"] = [stops(role, 30) for role in (() if quick else ("owner-1", "manager"))]
-    found["reset every 0.5 s"] = [resets(everybody, 0.5)] * (2 * n)
+    found["reset every 0.5 s"] = [resets([*everybody, *map(control, everybody)], 0.5)] * (2 * n)
     found["cut in a frame"] = [cuts(rng.choice(everybody), 200_000) for _ in range(n)]
-    found["silent 1 s"] = [silence([rng.choice(everybody)], 1) for _ in range(max(1, n // 4))]
-    found["silent 5 s"] = [silence([place], 5) for place in (everybody[:1] if quick else ("manager", "node-1"))]
-    found["silent 5 s, one way"] = [silence([place], 5, one_way=True) for place in (() if quick else ("node-0",))]
-    found["silent 60 s"] = [] if quick else [silence(["node-1"], 60)]
+    ways = [*map(control, everybody), *everybody]
+    found["silent 1 s"] = [silence([rng.choice(ways)], 1) for _ in range(max(1, n // 4))]
+    # All of a role, its way to the manager alone, its data alone; and one way only.
+    whole = [silence([place, control(place)], 5) for place in ("node-1", "owner-0")[: 1 if quick else 2]]
+    parts = [silence([way], 5) for way in (() if quick else (control("aggregator"), "node-0"))]
+    found["silent 5 s"] = [*whole, *parts, *(silence([way], 5, one_way=True) for way in (() if quick else ("node-0",)))]
+    found["silent 60 s"] = [] if quick else [silence(["node-1", control("node-1")], 60)]
     found["20, 2, 20 Mbit/s, 40 ms"] = [slow(mbit * 125e3, 0.02, 2 if quick else 5) for mbit in (20, 2, 20)]
+    found["the same, and resets"] = [slow(20 * 125e3, 0.02, 0), *[resets(everybody, 2.0)] * max(1, n // 4)]
+    found["5 % of a processor"] = [drowsy("owner-1", 2 if quick else 10)]
+    found["flipped bits"] = [flips(300_000, 2 if quick else 6)] if keys else []
     return {name: blows for name, blows in found.items() if blows}
 
 
@@ -97,7 +117,7 @@ def main(quick: bool, chosen: tuple[str, ...], codecs: tuple[str, ...], keys: bo
             key_folder = runs / f"keys-{codec}" if keys else None
             if key_folder is not None:
                 make_keys(key_folder, job)
-            for name, blows in cases(random.Random(seed), quick).items():
+            for name, blows in cases(random.Random(seed), quick, keys).items():
                 if chosen and not any(each in name for each in chosen):
                     continue
                 site = Site(job, key_folder)

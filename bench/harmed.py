@@ -8,11 +8,14 @@ kill itself there, once.
 from __future__ import annotations
 
 import os
+import random
 import signal
+import socket
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
@@ -28,7 +31,7 @@ from zmpsl.launch.processes import Processes
 from zmpsl.plan import AGGREGATOR, node_name, owner_name
 from zmpsl.transport.curve import new_pair
 
-__all__ = ["POINTS", "Site", "die_at", "make_keys", "places_of"]
+__all__ = ["POINTS", "Site", "control", "die_at", "make_keys", "places_of"]
 
 # Named points inside the commit: nothing written yet; all written to a temporary file; renamed, but nobody told.
 POINTS = ("before it writes", "before it renames", "after it has written")
@@ -54,6 +57,19 @@ def make_keys(folder: Path, job: Job) -> None:
             (folder / MANAGER_FILE).write_bytes(public.read_bytes())
         else:  # one more, for one that comes back before it is known that the first is gone
             add_member(folder, Allowed(name=role, role=pair.role, public=pair.public, places=places + 1))
+
+
+def free_port() -> int:
+    """Finds a port that is free at both addresses, and that no outgoing connection will be given."""
+    for port in random.sample(range(20_000, 32_000), 200):
+        with suppress(OSError), socket.create_server(("127.0.0.1", port)), socket.create_server(("127.0.0.2", port)):
+            return port
+    raise OSError("no free port between 20000 and 32000")
+
+
+def control(place: str) -> str:
+    """Names the way from a place to the manager."""
+    return f"{place} to manager"
 
 
 def die_at(folder: Path, place: str, point: str) -> None:
@@ -95,16 +111,25 @@ def mortal(folder: Path, place: str) -> None:
     patch.object(Path, "replace", rename).start()
 
 
+def set_clock(off_s: float) -> None:
+    """Makes this process's clock wrong."""
+    real = time.time
+    time.time = lambda: real() + off_s
+
+
 def security_for(keys: Path | None, role: str) -> Security:
     """The key of a role, where the run has keys."""
     return LOOPBACK if keys is None else security_from(keys, "", role)  # type: ignore[arg-type]
 
 
 def member(
-    role: str, runs: Path, run: str, name: str, place: str, endpoint: str, address: tuple[str, str], keys: Path | None
-) -> None:
+    role: str, runs: Path, run: str, name: str, place: str, endpoint: str, address: tuple[str, str], keys: Path | None,
+    clock_s: float,
+) -> None:  # fmt: skip
     """A member's process; `address` is where to bind, and the host to tell."""
     from zmpsl.loop import Node
+
+    set_clock(clock_s)
 
     def work() -> None:
         made = roles.make_member(role, runs, place)
@@ -118,11 +143,13 @@ def member(
 
 
 def manager(
-    keys: Path | None, runs: Path, run: str, resume: bool, bind: str, ready: Connection, promise: roles.Promise
-) -> None:
+    keys: Path | None, clock_s: float,
+    runs: Path, run: str, resume: bool, bind: str, ready: Connection, promise: roles.Promise,
+) -> None:  # fmt: skip
     """The manager's process: the one of `zmpsl run`, but mortal, and with keys."""
     import zmpsl.manager_loop as loop
 
+    set_clock(clock_s)
     mortal(runs / run, "manager")
     loop.ManagerNode = partial(loop.ManagerNode, security=security_for(keys, "manager"))  # type: ignore[assignment,misc]
     roles.manager_process(runs, run, resume, bind, ready, promise)
@@ -135,16 +162,26 @@ class Site:
         job: Whose roles.
         keys: Folder of the keys of all roles, None for a run without.
         replaced: The launcher ends the process of a role that the manager gives up, as `zmpsl run` does.
+        clocks: Seconds by which the clocks of places are off.
 
     Attributes:
-        harms: What is done to the connections to a place.
+        harms: What is done to the connections to a place, and to those from it to the manager (`control`).
         processes: Of the run that is under way.
     """
 
-    def __init__(self, job: Job, keys: Path | None = None, replaced: bool = True) -> None:
-        self.job, self.keys, self.replaced = job, keys, replaced
-        self.harms = {place: Harm() for place in ("manager", *places_of(job))}
-        self.proxies = {place: Proxy(("127.0.0.2", 0), ("127.0.0.1", 0), harm) for place, harm in self.harms.items()}
+    def __init__(
+        self, job: Job, keys: Path | None = None, replaced: bool = True, clocks: dict[str, float] | None = None
+    ) -> None:
+        self.job, self.keys, self.replaced, self.clocks = job, keys, replaced, clocks or {}
+        places = places_of(job)
+        self.harms = {place: Harm() for place in ("manager", *places, *map(control, places))}
+        self.proxies = {
+            place: Proxy(("127.0.0.2", free_port()), ("127.0.0.1", 0), self.harms[place])
+            for place in ("manager", *places)
+        }
+        # The manager's own proxy only reserves its port; each member has a way of its own to it.
+        for way in map(control, places):
+            self.proxies[way] = Proxy(("127.0.0.2", 0), ("127.0.0.1", self.proxies["manager"].port), self.harms[way])
         self.processes: _Harmed | None = None
 
     def pid(self, place: str) -> int:
@@ -202,18 +239,21 @@ class _Harmed(Processes):
             super().lost(place, pid)
 
     def _start_manager(self, context: object, bind: str) -> None:
-        with patch("zmpsl.launch.processes.manager_process", partial(manager, self._site.keys)):
+        clock_s = self._site.clocks.get("manager", 0.0)
+        with patch("zmpsl.launch.processes.manager_process", partial(manager, self._site.keys, clock_s)):
             super()._start_manager(context, self._site.address("manager")[0])  # type: ignore[arg-type]
 
     def _start_member(self, context: object, role: str, name: str, place: str) -> BaseProcess:
-        port = self._site.proxies["manager"].port
-        target: Callable[..., None] = partial(_member_at, self._site.address(name), self._site.keys, port)
+        site = self._site
+        target: Callable[..., None] = partial(
+            _member_at, site.address(name), site.keys, site.proxies[control(name)].port, site.clocks.get(name, 0.0)
+        )
         with patch("zmpsl.launch.processes.member_process", target):
             return super()._start_member(context, role, name, place)  # type: ignore[arg-type]
 
 
 def _member_at(
-    address: tuple[str, str], keys: Path | None, port: int,
+    address: tuple[str, str], keys: Path | None, port: int, clock_s: float,
     role: str, runs: Path, run: str, name: str, place: str, _endpoint: str,
 ) -> None:  # fmt: skip
-    member(role, runs, run, name, place, f"tcp://127.0.0.2:{port}", address, keys)
+    member(role, runs, run, name, place, f"tcp://127.0.0.2:{port}", address, keys, clock_s)

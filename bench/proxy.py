@@ -16,6 +16,7 @@ import socket
 import struct
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 __all__ = ["Harm", "Proxy"]
@@ -69,6 +70,7 @@ class Proxy:
         self.port: int = self._listener.getsockname()[1]
         self._target = (target[0], target[1] or self.port)
         self._open: dict[int, list[asyncio.StreamWriter]] = {}
+        self._tasks: dict[int, asyncio.Task[None] | None] = {}
         self._free_at = {True: 0.0, False: 0.0}
         self._until_flip = harm.flip_every
         self._loop = asyncio.new_event_loop()
@@ -101,6 +103,7 @@ class Proxy:
     async def _reset_all(self) -> int:
         numbers = list(self._open)
         for number in numbers:
+            self._harm.counts["resets"] += 1
             self._reset(number)
         return len(numbers)
 
@@ -110,7 +113,6 @@ class Proxy:
             if own is not None and own.fileno() >= 0:
                 own.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
             writer.transport.abort()
-        self._harm.counts["resets"] += 1
 
     async def _connected(self, near: asyncio.StreamReader, back: asyncio.StreamWriter) -> None:
         try:
@@ -119,6 +121,7 @@ class Proxy:
             back.transport.abort()  # nobody is there
             return
         number = self._harm.counts["connections"] = self._harm.counts["connections"] + 1
+        self._tasks[number] = asyncio.current_task()  # asyncio itself would let go of it
         self._open[number] = [back, there]
         for writer in self._open[number]:
             writer.get_extra_info("socket").setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -128,6 +131,7 @@ class Proxy:
             return_exceptions=True,
         )  # fmt: skip
         self._open.pop(number, None)
+        self._tasks.pop(number, None)
 
     async def _pump(
         self, number: int, source: asyncio.StreamReader, sink: asyncio.StreamWriter, towards: bool, left: int | None
@@ -140,14 +144,15 @@ class Proxy:
                 if left is not None and len(data) >= left:
                     await queue.put((0.0, data[:left]))  # the first bytes of a frame whose rest never comes
                     await queue.join()
+                    self._harm.counts["resets"] += 1
                     self._reset(number)
                     return
                 left = None if left is None else left - len(data)
                 await queue.put((self._due(len(data), towards), self._flipped(data)))
             await queue.put((0.0, b""))
             await delivery
-        except (OSError, asyncio.CancelledError):
-            pass
+        except OSError:
+            self._reset(number)  # one end was reset, so is the other
         finally:
             delivery.cancel()
 
@@ -163,7 +168,8 @@ class Proxy:
                 sink.close()
                 return
             sink.write(data)
-            await sink.drain()
+            with suppress(OSError):  # the reader of the same connection learns of it too
+                await sink.drain()
             self._harm.counts["bytes"] += len(data)
             queue.task_done()
 

@@ -24,7 +24,7 @@ from statistics import median
 import click
 import psutil
 from faults import settings
-from harmed import POINTS, Site, make_keys, places_of
+from harmed import POINTS, Site, control, make_keys, places_of
 from report import machine, table
 from striking import Blow, dies, disturbed, kills, resets, silence, stops
 
@@ -100,13 +100,14 @@ def verdicts(samples: dict[tuple[str, int], list[tuple[float, float, int, int]]]
 def draw(rng: random.Random, places: list[str], spared: frozenset[str], told: Counter[str]) -> Blow:
     """A fault for somebody; those who are spared are not killed."""
     place, mortal = rng.choice(places), rng.choice([place for place in places if place not in spared])
+    ways = [way for place in places if place != "manager" for way in (place, control(place))]
     writer = rng.choice([each for each in ("node-0", "aggregator", "manager") if each not in spared] or ["node-0"])
     kinds: dict[str, Callable[[], Blow]] = {
         "kill": lambda: kills(mortal),
         "kill in the commit": lambda: dies(writer, rng.randrange(len(POINTS))),
         "stop": lambda: stops(place, rng.uniform(0.2, 2.0)),
-        "reset": lambda: resets([place], 0.1),
-        "silence": lambda: silence([place], rng.uniform(0.5, 5.0)),
+        "reset": lambda: resets([rng.choice(ways)], 0.1),
+        "silence": lambda: silence([rng.choice(ways)], rng.uniform(0.5, 5.0)),
     }
     kind = rng.choice(list(kinds))
     told[kind] += 1

@@ -26,7 +26,10 @@ from zmpsl.job import Job
 from zmpsl.launch.local import run
 from zmpsl.observe.events import CommitEvent, Event, NoticeEvent, PlanEvent, read_events
 
-__all__ = ["Blow", "Outcome", "cuts", "dies", "disturbed", "kills", "quiet_run", "resets", "silence", "slow", "stops"]
+__all__ = [
+    "Blow", "Outcome", "cuts", "dies", "disturbed", "drowsy", "flips", "kills", "quiet_run", "resets", "silence",
+    "slow", "stops",
+]  # fmt: skip
 
 PATIENCE_S = 100.0
 
@@ -84,6 +87,7 @@ class Outcome:
         noticed_s: From a blow to the first notice of it, where there was one.
         resumed_s: From that notice, or else from the blow, to the next commit.
         healed_s: From the end of the fault to the next commit.
+        begun_again: How many plans followed the first.
         stalls_s: The longest time between two commits around each blow.
         typical_s: The time between two commits that no blow disturbed.
         commits: How many there were.
@@ -98,6 +102,7 @@ class Outcome:
     stalls_s: list[float] = field(default_factory=list)
     typical_s: float = 0.0
     commits: int = 0
+    begun_again: int = 0
     wrong: list[int] = field(default_factory=list)
     text: str = ""
 
@@ -182,6 +187,32 @@ def silence(places: Iterable[str], seconds: float, one_way: bool = False) -> Blo
     return Blow(strike, seconds)
 
 
+def drowsy(place: str, seconds: float) -> Blow:
+    """A role gets a twentieth of a processor for so long."""
+
+    def strike(field: Field) -> None:
+        until = time.monotonic() + seconds
+        while time.monotonic() < until and field.signal(place, signal.SIGSTOP):
+            field.over.wait(0.095)
+            field.signal(place, signal.SIGCONT)
+            field.over.wait(0.005)
+
+    return Blow(strike, seconds)
+
+
+def flips(every_bytes: int, seconds: float) -> Blow:
+    """A bit of every so many bytes to any role is flipped on its way, for so long."""
+
+    def strike(field: Field) -> None:
+        for harm in field.site.harms.values():
+            harm.flip_every = every_bytes
+        field.over.wait(seconds)
+        for harm in field.site.harms.values():
+            harm.flip_every = 0
+
+    return Blow(strike, seconds)
+
+
 def slow(bytes_per_s: float, delay_s: float, seconds: float) -> Blow:
     """Every place is behind a line of that rate and delay for so long."""
 
@@ -252,6 +283,7 @@ def _judge(
 ) -> None:
     commits = [event for event in events if isinstance(event, CommitEvent)]
     outcome.commits = len(commits)
+    outcome.begun_again = sum(isinstance(event, PlanEvent) for event in events) - 1
     if wanted is not None:
         outcome.wrong = [event.round for event in commits if wanted.get(event.round) != event.digests]
     gaps = [(one.time, other.time) for one, other in pairwise(commits)]
