@@ -24,6 +24,7 @@ LAYERS = [
     ["zmpsl.plan", "zmpsl.profiles"],
     ["zmpsl.codec_plain", "zmpsl.codec_planes", "zmpsl.codec_twins", "zmpsl.codec_kernels"],
     ["zmpsl.codecs", "zmpsl.state"],
+    ["zmpsl.packed_state"],
     ["zmpsl.pool"],
     ["zmpsl.messages"],
     ["zmpsl.transport", *(f"zmpsl.transport.{name}" for name in PURE_TRANSPORT)],

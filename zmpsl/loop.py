@@ -308,6 +308,7 @@ class Node(Life):
         self._patience_s = job.recover.manager_wait_s if job.recover.wait_s else job.network.lost_after_s
         self._hopeless_s = max(HOPELESS_S, job.recover.wait_s)
         self._inbox.limit = job.network.max_tensor_bytes
+        self._inbox.pool.keep(action.keep_bytes)
         self._station.connect(action)
         # Not before: a peer that has its plan already may send before ours is here, and that must wait, not be lost.
         self._poller.register(self._inbox.socket, zmq.POLLIN)

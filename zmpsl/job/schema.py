@@ -359,8 +359,9 @@ class Job(Settings, frozen=True, forbid_unknown_fields=True, kw_only=True):
         Literal["auto"] | Count,
         Meta(
             description=(
-                "owners that train at the same time; each needs a replica on every node. `auto`: as many as the nodes'"
-                " memory holds"
+                "owners that train at the same time; each needs a replica on every node. `auto`: as many as fill the"
+                " chain by what was measured for `cuts: auto`, and more while the busiest node has to wait; at most as"
+                " many as the nodes' memory holds"
             )
         ),
     ] = "auto"

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from zmpsl.errors import ZmpslError
 from zmpsl.pool.budget import limits_here
-from zmpsl.transport.allocator import keep_freed_memory
+from zmpsl.transport.allocator import keep_freed_memory, use_huge_pages
 
 if TYPE_CHECKING:
     from zmpsl.roles.member import Member
@@ -47,6 +47,8 @@ def make_member(
         ZmpslError: The role needs torch, which is not installed.
         JobError: `memory` is no budget.
     """
+    keep_freed_memory()
+    use_huge_pages()
     module, name = _CLASSES[role]
     try:
         kind = getattr(import_module(module), name)
@@ -59,7 +61,6 @@ def make_member(
     if memory:
         limits_here(memory)  # says now what is wrong with it
         member.memory = memory
-    keep_freed_memory()
     return member
 
 

@@ -16,7 +16,7 @@ from zmpsl.planner.cost import Owners, pace
 from zmpsl.planner.measured import LOOPBACK, Measured, chain_of, owners_of, transfers_of
 from zmpsl.planner.simulate import simulate
 
-__all__ = ["Prediction", "predict"]
+__all__ = ["Prediction", "owners_to_fill", "predict"]
 
 # Batches per owner that are played; a longer round goes on at the pace it has reached by then.
 MOST_PLAYED = 60
@@ -92,6 +92,18 @@ def predict(
         flow.owners_to_fill,
         flow.micro_batches,
     )
+
+
+def owners_to_fill(measured: Measured, bounds: Sequence[int], order: Sequence[str]) -> float:
+    """Gives K_min of a split, the owners that fill the pipe, by Little's law: round trip / bottleneck.
+
+    Args:
+        measured: What was measured.
+        bounds: Of all P parts, P + 1 block numbers.
+        order: Names of the nodes, in hop order.
+    """
+    flow = pace(chain_of(measured, bounds, order), owners_of(measured, 1), transfers_of(measured, bounds))
+    return flow.owners_to_fill
 
 
 def _named(bottleneck: str, order: Sequence[str]) -> str:

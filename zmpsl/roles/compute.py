@@ -88,7 +88,8 @@ class ComputeNode(Member):
         neighbours = (ends if self.hop == 0 else [node_name(self.hop - 1)]) + (
             ends if self.hop == self.hops - 1 else [node_name(self.hop + 1)]
         )
-        yield Connect(plan, 1 + self.hop, {name: names[name] for name in dict.fromkeys(neighbours)})
+        links = {name: names[name] for name in dict.fromkeys(neighbours)}
+        yield Connect(plan, 1 + self.hop, links, self.engine.pool.kept_bytes or None)
         yield Say(Ready(plan=plan.version))
 
     def handle(self, task: Task) -> Iterator[Action]:

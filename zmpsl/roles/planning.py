@@ -8,6 +8,7 @@ of a quiet machine. Cuts change no result: training is bit for bit the same wher
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -18,7 +19,7 @@ from zmpsl.job.schema import Job
 from zmpsl.messages import Measure, Profiled, Welcome
 from zmpsl.plan import Block, check_cuts, fingerprint, node_name, owner_name
 from zmpsl.planner.measured import Measured, MeasuredNode, problem_of
-from zmpsl.planner.predict import Prediction, predict
+from zmpsl.planner.predict import Prediction, owners_to_fill, predict
 from zmpsl.planner.problem import NodeLink, Problem
 from zmpsl.planner.solution import Solution
 from zmpsl.planner.solver import solve, solve_in_order
@@ -165,6 +166,12 @@ class CutPlanning:
             return None
         order = [node.name for node in self._measured.nodes]
         return predict(self._measured, self.bounds, order, batches, self._hosts)
+
+    def to_fill(self) -> float:
+        """Gives how many owners fill the chain, infinitely many where nothing is known."""
+        if self._measured is None:
+            return math.inf
+        return owners_to_fill(self._measured, self.bounds, [node.name for node in self._measured.nodes])
 
     def _give_up(self, why: str) -> None:
         self.bounds = check_cuts(self.job, len(self.blocks))

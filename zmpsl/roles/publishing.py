@@ -76,6 +76,8 @@ class Publishing(Recovering):
         joins = {seat.place: seat.join for seat in self.roster}
         places = Places(job, blocks, bounds, self._described_as.footprints, joins)
         self._training, self._evaluating = places.training, places.evaluating
+        if job.owners_in_flight == "auto" and self._cutting is not None and self._cutting.bounds == bounds:
+            self._training.aim(self._cutting.to_fill())
         self.plan = plan = Plan(
             version=version,
             run=self._run,
@@ -91,12 +93,12 @@ class Publishing(Recovering):
             stored=self.record.bounds if start and self.record is not None and self.record.bounds != bounds else (),
             footprints=self._described_as.footprints,
             rooms=places.rooms,
-            in_flight=places.training.limit,
+            in_flight=places.training.most,
             recompute=tuple(memory.recompute for memory in places.parts),
         )
         self._store(plan)
         self.board.planned(plan)
-        if places.training.limit < len(plan.active):
+        if self._training.limit < len(plan.active):
             self.board.notice(str(places))
         self.phase, self._since = Phase.BUILDING, None
         for seat in self.roster:
