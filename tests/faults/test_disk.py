@@ -14,8 +14,14 @@ from zmpsl.launch.local import run
 WANTED = job(*TINY, "owners=2", "train.rounds=4", "evaluate.every=0")
 
 
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same run on a disk that takes everything."""
+    return run(WANTED, tmp_path_factory.mktemp("whole"), "whole").folder
+
+
 @pytest.mark.parametrize("name", ["part-0.safetensors", "part-1.safetensors", "model.safetensors.index.json"])
-def test_a_file_that_cannot_be_written(tmp_path: Path, name: str):
+def test_a_file_that_cannot_be_written(tmp_path: Path, whole: Path, name: str):
     """By the aggregator, a node, the manager."""
     folder = tmp_path / "full"
     obstacle = round_folder(folder, 2) / name / "in the way"
@@ -25,5 +31,4 @@ def test_a_file_that_cannot_be_written(tmp_path: Path, name: str):
     assert read_record(folder).last == 1
     obstacle.rmdir()
     obstacle.parent.rmdir()
-    whole = run(WANTED, tmp_path, "whole").folder
     assert differing(load_state_dict(run(WANTED, tmp_path, "full", resume=True).folder), load_state_dict(whole)) == []
