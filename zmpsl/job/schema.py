@@ -6,6 +6,8 @@ from typing import Annotated, Any, Literal
 
 from msgspec import Meta, Struct, field
 
+from zmpsl.job.emulation import Emulate
+
 __all__ = [
     "MEMORY_PATTERN", "Codec", "Data", "Emulate", "Evaluate", "Job", "LearningRate", "Model", "Network", "Optimizer",
     "Partition", "Planning", "Recover", "Train",
@@ -284,15 +286,6 @@ class Planning(Settings, frozen=True, forbid_unknown_fields=True, kw_only=True):
     latency_s: Annotated[
         Annotated[float, Meta(ge=0)], Meta(description="latency of these links, where a rate is given")
     ] = 0.0
-
-
-class Emulate(Settings, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """Imitates slower devices; results do not change, times are no longer those of this machine."""
-
-    slow_down: Annotated[
-        dict[str, Annotated[float, Meta(ge=1, le=1000)]],
-        Meta(description="factor on the working time of `owner` (all), `owner-2`, `node-0`, ...; the rest is slept"),
-    ] = field(default_factory=dict)
 
 
 class Job(Settings, frozen=True, forbid_unknown_fields=True, kw_only=True):

@@ -123,7 +123,12 @@ def rooms_of(job: Job, joins: Mapping[str, Join]) -> tuple[int | None, ...]:
     nodes = [joins[node_name(hop)] for hop in range(job.nodes)]
     hosts = [join.host for join in nodes]
     limits = [Limits(join.host_bytes, join.used_bytes, join.memory) for join in nodes]
-    return tuple(room_of(job.memory, limits[hop], hosts.count(hosts[hop])) for hop in range(job.nodes))
+    rooms = []
+    for hop in range(job.nodes):
+        kind = job.emulate.node(hop)
+        known = [room_of(job.memory, limits[hop], hosts.count(hosts[hop])), None if kind is None else kind.memory_bytes]
+        rooms.append(min((int(room) for room in known if room is not None), default=None))
+    return tuple(rooms)
 
 
 class Places:

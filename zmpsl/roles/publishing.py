@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 from zmpsl.checkpoint import Record, write_record, write_text
 from zmpsl.errors import JobError, LocalProtocolError
+from zmpsl.job.emulate import words
 from zmpsl.job.load import dump_job
 from zmpsl.job.schema import Job
 from zmpsl.messages import Describe, Described, Publish
@@ -98,6 +99,8 @@ class Publishing(Recovering):
         )
         self._store(plan)
         self.board.planned(plan)
+        if job.emulate.owners or job.emulate.nodes:
+            self.board.notice(words(job))
         if self._training.limit < len(plan.active):
             self.board.notice(str(places))
         self.phase, self._since = Phase.BUILDING, None

@@ -81,7 +81,7 @@ class Scoreboard:
                 parts=parts,
                 owners=len(plan.active),
                 nodes=self._nodes,
-                emulated=bool(plan.job.emulate.slow_down),
+                emulated=plan.job.emulate.active,
             )
         )
 
