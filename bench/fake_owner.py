@@ -144,7 +144,8 @@ class FakeOwner(Member):
 
 def owners_process(shape: bytes, places: list[str], manager: str) -> None:
     """Runs several owners until the run is over."""
-    loop.IDLE_S, member.PROGRESS_EVERY_S = IDLE_S, PROGRESS_S  # type: ignore[misc]
+    loop.IDLE_S = IDLE_S  # type: ignore[misc]
+    member.Member.progress_every_s = PROGRESS_S
     known = msgspec.msgpack.decode(shape, type=Shape)
     nodes = [loop.Node(FakeOwner(known, place), manager) for place in places]
     threading.stack_size(1 << 20)

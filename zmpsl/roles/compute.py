@@ -79,7 +79,7 @@ class ComputeNode(Member):
         check_model(plan, self.place)
         # What an earlier plan built goes first: there may be no room for both.
         vars(self).pop("engine", None)
-        self.engine = ComputeEngine(plan, self.part)
+        self.engine = self._build(plan)
         if plan.start_round:
             self._load(plan)
         self.engine.begin(plan.start_round)
@@ -157,6 +157,9 @@ class ComputeNode(Member):
         self.meter.restart()
         self.round += 1
         self.engine.begin(self.round)
+
+    def _build(self, plan: Plan) -> ComputeEngine:
+        return ComputeEngine(plan, self.part)
 
     def _load(self, plan: Plan) -> None:
         if self.folder is None:
