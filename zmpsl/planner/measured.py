@@ -163,7 +163,7 @@ def owners_of(measured: Measured, batches: int | tuple[int, ...]) -> Owners:
     """Gives the owners with their own parts and links; `batches` are those of a whole round, of all or of each."""
     m, count = measured.micro_batches, measured.owner.model_blocks
     first = _part(measured.owner, range(measured.first_cut), m)
-    last = _part(measured.owner, range(measured.last_cut, count), m)
+    last = _part(measured.owner, range(measured.last_cut, count), m, back=0)
     slow = measured.job.emulate.slow_down
     each = [slow.get(owner_name(index), slow.get("owner", 1.0)) for index in range(measured.job.owners)]
     return Owners(
@@ -198,12 +198,13 @@ def _fixed_s(profile: Profile, m: int) -> float:
     return profile.slow_down * (m * profile.task_s + profile.step_s / 2)
 
 
-def _part(profile: Profile, indices: range, m: int) -> PartTime:
+def _part(profile: Profile, indices: range, m: int, back: int = 1) -> PartTime:
+    """Sums a part's blocks; backward is a task of its own, but not in the model's last part (`back` 0)."""
     times = _times(profile, [profile.blocks[index] for index in indices], m)
     tasks = profile.slow_down * m * profile.task_s
     return PartTime(
         tasks + math.fsum(time.forward_s for time in times),
-        tasks + math.fsum(time.backward_s for time in times),
+        back * tasks + math.fsum(time.backward_s for time in times),
         profile.slow_down * profile.step_s + math.fsum(time.update_s for time in times),
     )
 

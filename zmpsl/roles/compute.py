@@ -65,7 +65,8 @@ class ComputeNode(Member):
             torch.set_num_threads(job.threads)
         blocks = summarise(job.model)
         inputs = inputs_like(shape, dtype, micro_samples(job))
-        yield Say(profiled(job, blocks, middle_blocks(job, len(blocks)), inputs))
+        sleeps = any(name.startswith(("node", "compute")) for name in job.emulate.slow_down)
+        yield Say(profiled(job, blocks, middle_blocks(job, len(blocks)), inputs, sleeps))
 
     def build(self, plan: Plan) -> Iterator[Action]:
         """Builds the part, loads its checkpoint where a run goes on, opens links to the neighbours."""
