@@ -15,7 +15,7 @@ from msgspec import Struct
 
 from zmpsl.errors import JobError
 from zmpsl.job.schema import Job
-from zmpsl.plan import micro_samples, middle_blocks, owner_name
+from zmpsl.plan import held_by_nodes, micro_samples, owner_name
 from zmpsl.planner.cost import Chain, Owners, PartTime, Transfers
 from zmpsl.planner.problem import BlockCost, BlockTime, CutCost, NodeLink, NodeSpec, Problem
 from zmpsl.profiles import BlockProfile, Profile, check_profile, optimizer_name, require
@@ -92,8 +92,7 @@ class Measured(Struct, frozen=True):
 
     @property
     def _middle(self) -> range:
-        cuts = self.job.cuts
-        return middle_blocks(self.job, self.owner.model_blocks) if isinstance(cuts, str) else range(cuts[0], cuts[-1])
+        return held_by_nodes(self.job, self.owner.model_blocks)
 
     @property
     def micro_batches(self) -> int:
