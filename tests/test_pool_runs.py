@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 import weakref
 
@@ -19,10 +20,14 @@ from zmpsl.errors import JobError
 from zmpsl.job import Job
 from zmpsl.launch.memory import MemoryRun
 from zmpsl.messages import Begin
+from zmpsl.observe.events import NoticeEvent
 from zmpsl.plan import check_cuts
 from zmpsl.pool.account import PartMemory, part_memory
 from zmpsl.roles import compute
 from zmpsl.roles.actions import Tell
+from zmpsl.roles.admission import Filling
+from zmpsl.roles.manager_state import Phase
+from zmpsl.roles.planning import CutPlanning
 from zmpsl.transport.task import Op
 from zmpsl.transport.wire import parse
 
@@ -90,6 +95,20 @@ def test_any_budget_gives_the_reference(model: str, hops: int, owners: int, micr
     assert ours.manager.plan is not None
     assert ours.manager.plan.in_flight == ours.most == min(fit)
     assert all(pool.held <= pool.capacity and not pool.in_use for pool in pools(ours))
+
+
+@pytest.mark.parametrize("seed", range(int(os.environ.get("ZMPSL_BUDGETS", "4"))))
+def test_budgets_drawn_at_random(seed: int):
+    """Model, hops, owners, micro-batches, the room of each node, recomputation and every order of events."""
+    draw = random.Random(1000 + seed)
+    model, hops, owners = draw.choice(["mlp", "dropout", "batch-norm"]), draw.randint(1, 3), draw.randint(2, 5)
+    micro = 1 if model == "batch-norm" else draw.randint(1, 4)
+    wanted = small(model, hops, owners, micro, f"optimizer.state={draw.choice(['reset', 'average'])}")
+    fit = [draw.randint(1, owners) for _ in range(hops)]
+    chosen = msgspec.structs.replace(wanted, recompute=draw.choice(["never", "always"]))
+    ours = Watched(chosen, seed, rooms=rooms(wanted, fit, seed))
+    ours.run()
+    assert differing(global_state(ours.members), reference(wanted).states[-1]) == []
 
 
 @pytest.mark.parametrize(
@@ -278,3 +297,30 @@ def test_solved_cuts_respect_the_memory_of_each_node():
     assert ours.manager.plan is not None
     assert ours.manager.plan.bounds[1:3] == (1, 2)
     assert differing(global_state(ours.members), reference(even).states[-1]) == []
+
+
+class Impatient(Watched):
+    """A run whose manager may look at any moment whether the busiest node has to wait."""
+
+    def _move(self, what, place, arg) -> None:
+        super()._move(what, place, arg)
+        if self.manager.phase is Phase.TRAINING and self.random.random() < 0.05:
+            for action in self.manager._fill_the_chain(0.0):
+                self._places[int.from_bytes(action.to, "big")].told.append(action.message)
+
+
+@pytest.mark.parametrize("hungry", [False, True])
+def test_as_many_owners_as_fill_the_chain_and_more_where_it_has_to_wait(monkeypatch: pytest.MonkeyPatch, hungry: bool):
+    wanted = msgspec.structs.replace(small("mlp", 2, 5, 1, "train.rounds=3"), cuts="auto")
+    monkeypatch.setattr(CutPlanning, "to_fill", lambda self: 0.5)
+    monkeypatch.setattr(Filling, "waits", lambda self, *_: hungry)
+    ours = Impatient(wanted)
+    notices = []
+    ours.manager.board.listeners.append(notices.append)
+    ours.run()
+    texts = " ".join(event.text for event in notices if isinstance(event, NoticeEvent))
+    assert "5 of 5 owners can train at a time" in texts
+    assert "2 should fill the chain" in texts
+    assert ("train at a time, not 2" in texts) == hungry
+    assert (ours.most > 3) == hungry  # one more may begin before the CLOSE of another is there
+    assert differing(global_state(ours.members), reference(wanted).states[-1]) == []

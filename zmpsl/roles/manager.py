@@ -81,6 +81,7 @@ class Manager(Publishing):
             self.board.tell_progress(self.phase.value, self.round)
             for seat in self.roster:
                 yield Tell(seat.identity, Ping())
+            yield from self._fill_the_chain(now)
         yield from self._look_around(now)
         if self.job is None or self.phase not in (Phase.GATHERING, Phase.DESCRIBING, Phase.BUILDING, Phase.RECOVERING):
             return
@@ -89,7 +90,13 @@ class Manager(Publishing):
         waited_s = now - self._since
         if self.phase is Phase.RECOVERING:
             yield from self._wait(self.job, waited_s)
-        elif waited_s > self.job.network.join_timeout_s:
+            return
+        if self._follows and self.phase is Phase.GATHERING:
+            yield from self._stand_in(self.job, waited_s)
+        if waited_s > self.job.network.join_timeout_s:
+            if self._may_go_on_without(self.job):
+                yield from self._go_on_without(self.job)
+                return
             limit = self.job.network.join_timeout_s
             text = f"after {limit:g} s (network.join_timeout_s) {self._who_is_missing(self.job)}"
             yield from self.finish(JoinError.exit_code, text)
@@ -143,6 +150,8 @@ class Manager(Publishing):
             case Trouble():
                 yield from self.finish(message.exit_code, message.text)
             case Described():
+                if seat.place != self._asked:
+                    raise RemoteProtocolError(f"{seat.place} describes a model, which it was not asked for")
                 yield from self._described(message)
             case Profiled() if self._cutting is not None:
                 yield from self._cut(self._cutting, self._cutting.hear(seat, message))
@@ -189,8 +198,7 @@ class Manager(Publishing):
         if known is not None:
             yield from self._back(known, join)
             return
-        if join.place:
-            yield from self._make_room(join.place)
+        yield from self._make_room(join)
         try:
             seat = self.roster.add(who, join, self.job)
         except JoinError as error:
@@ -259,6 +267,16 @@ class Manager(Publishing):
         self._digests = {}
         self.board.begin(self.round)
         yield from self._tell_owners(self._training.start(self.round), Begin(round=self.round), all_others=True)
+
+    def _fill_the_chain(self, now: float) -> Iterator[Action]:
+        """Lets more owners in while the busiest node has to wait for them."""
+        training = self._training
+        if self.phase is not Phase.TRAINING or training.limit == training.most or not training.waiting:
+            self._filling.restart()
+        elif self._filling.waits(now, *self.board.work, training.limit):
+            before, begin = training.limit, training.widen()
+            self.board.notice(f"the busiest node has to wait: {training.limit} owners train at a time, not {before}")
+            yield from self._tell_owners(begin, Begin(round=self.round))
 
     def _arrived(self, place: str, phase: Phase, round_: int) -> Iterator[Action]:
         if phase is not self.phase or round_ != self.round:

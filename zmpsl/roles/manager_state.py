@@ -12,7 +12,7 @@ from zmpsl.job.schema import Job
 from zmpsl.messages import Described, Finish, FromManager
 from zmpsl.plan import Block, Plan
 from zmpsl.roles.actions import Action, Stop, Tell
-from zmpsl.roles.admission import Admission
+from zmpsl.roles.admission import Admission, Filling
 from zmpsl.roles.planning import CutPlanning
 from zmpsl.roles.recovery import Recovery
 from zmpsl.roles.roster import Roster
@@ -64,8 +64,12 @@ class ManagerState(ABC):
         self._pinged_at = 0.0
         self._digests: dict[str, str] = {}
         self._described_as = Described(blocks=())
+        self._asked = ""  # which owner describes the model
+        self._absent: frozenset[str] = frozenset()  # places nobody waits for before the first plan
+        self._follows = resume is not None  # a manager before this one was lost, or the run was interrupted
         self._cutting: CutPlanning | None = None
         self._training, self._evaluating = Admission(), Admission()
+        self._filling = Filling()
         if self.folder is not None:
             self.board.log_to(self.folder)
 

@@ -22,10 +22,10 @@ from zmpsl.transport.curve import DATA, FAILED, protect_client, protect_server, 
 from zmpsl.transport.outbox import Outbox
 from zmpsl.transport.packing import Unpacker
 from zmpsl.transport.task import Task
-from zmpsl.transport.tcp_info import Reading, delivered
+from zmpsl.transport.tcp_info import Reading, delivered, unheard_s
 from zmpsl.transport.wire import HEADER_BYTES, INLINE, MAX_MESSAGE, Header, Message, parse, split
 
-__all__ = ["Inbox", "Link", "configure", "monitor"]
+__all__ = ["Inbox", "Link", "configure", "many_sockets", "monitor"]
 
 # Messages libzmq may hold per connection; each is at most 1 MiB. With fewer, small tensors stop and start all the time;
 # with more, large ones no longer fit the processor's caches.
@@ -37,8 +37,17 @@ HEARTBEAT_TIMEOUT_S = 20
 ZERO_COPY_FROM = 1 << 18
 # As plain integers: operations on pyzmq's enumerations cost a microsecond.
 DONTWAIT, DONTWAIT_MORE, RCVMORE = int(zmq.DONTWAIT), int(zmq.DONTWAIT | zmq.SNDMORE), int(zmq.RCVMORE)
+# libzmq's own limit is 1,023: a compute node could not have more than 340 owners.
+MOST_SOCKETS = 1 << 15
 # Small messages that wait leave together in frames of this size; larger ones would save little more.
 BUNDLE = 8 * (HEADER_BYTES + INLINE)
+
+
+def many_sockets() -> zmq.Context[zmq.Socket[bytes]]:
+    """Gives a context with room for the links to thousands of owners; a link takes three sockets."""
+    context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+    context.set(zmq.MAX_SOCKETS, MOST_SOCKETS)
+    return context
 
 
 def configure(
@@ -246,6 +255,7 @@ class Link:
 
     Attributes:
         failure: Why the last handshake failed, empty when it did not.
+        up: There is a connection.
     """
 
     def __init__(
@@ -254,7 +264,7 @@ class Link:
     ) -> None:  # fmt: skip
         self.name = name
         self.failure = ""
-        self._up = False
+        self.up = self._given_up = False
         self.outbox = outbox
         self.sent_bytes = 0
         self.socket = context.socket(zmq.PUSH)
@@ -330,15 +340,22 @@ class Link:
             if event["event"] == zmq.EVENT_CONNECTED:
                 self._descriptor = event["value"]
             elif event["event"] == zmq.EVENT_HANDSHAKE_SUCCEEDED:
-                self._up, self.failure = True, ""
+                self.up, self._given_up, self.failure = True, False, ""
             elif event["event"] & FAILED:
                 self._descriptor = -1
                 self.failure = why_failed(event["event"], event["value"])
             else:
                 self._descriptor = -1  # the system may give the number to something else
-                lost |= self._up
-                self._up = False
+                lost |= self.up
+                self.up = False
         return lost
+
+    def cut_off(self, limit_s: float) -> bool:
+        """Tells, once per connection, that the other host has answered nothing for so long although it should have."""
+        if not self.up or self._given_up or self._descriptor < 0:
+            return False
+        self._given_up = unheard_s(self._descriptor) > limit_s
+        return self._given_up
 
     def delivered(self) -> Reading | None:
         """Gives what the kernel knows of the connection, None where it does not tell."""
