@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 from msgspec.structs import replace
 
-from zmpsl.errors import JoinError, PeerLostError
+from zmpsl.errors import JobError, JoinError, PeerLostError
 from zmpsl.job.schema import Job
 from zmpsl.messages import Join, Pause, Ping, Refused, Welcome
 from zmpsl.plan import AGGREGATOR, check_cuts, node_name
@@ -195,6 +195,14 @@ class Recovering(ManagerState):
         fewer = self._with_nodes(job, len(nodes))
         yield from self._renumber(fewer, nodes)
         bounds = check_cuts(fewer, len(self.plan.blocks))
+        if self._cutting is not None:
+            try:
+                yield from self._cutting.again(fewer)
+                if self._cutting.text:
+                    self.board.notice(self._cutting.text)
+            except JobError as error:
+                self.board.notice(f"{error}; the cuts are even")
+            bounds = self._cutting.bounds
         yield from self._publish(self.plan.version + 1, self.plan.blocks, bounds)
 
     def _with_nodes(self, job: Job, nodes: int) -> Job:
