@@ -37,7 +37,7 @@ def relu_cuts(width: int = 16, classes: int = 10) -> Iterator[nn.Module]:
 
 
 def norm_stages(
-    widths: tuple[int, int, int] = (24, 48, 96), channels: int = 1, classes: int = 10
+    widths: tuple[int, int, int] = (16, 32, 64), channels: int = 1, classes: int = 10
 ) -> Iterator[nn.Module]:
     """Three stages of convolution, batch norm and ReLU; the first two end in a max-pool: images (B, C, 28, 28)."""
     before = channels
