@@ -58,14 +58,13 @@ class TestLinks:
             assert trial.seconds > 0
             assert (trial.ratio > 1.1) == (text != "none")
 
-    def test_a_receiver_that_refuses_is_heard_of(self) -> None:
-        values = activations(1000)
-        sample = sample_of(values, values, FAST, 0.01)
-        other = sample_of(activations(500), activations(500), FAST, 0.01).mask
-        assert other is not None
-        other.nbytes = values.nbytes  # the sender packs under a mask that is too short, as a broken peer might
-        with pytest.raises(RemoteProtocolError, match="no mask|mask"):
-            try_link("huff", sample._replace(mask=other), FAST, shaped_by_proxy)
+    def test_what_the_receiver_cannot_unpack_is_heard_of(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        def refuse(*_chunk: object) -> None:
+            raise RemoteProtocolError("a chunk of nonsense")
+
+        monkeypatch.setattr("zmpsl.link_trial.Unpacker", lambda _known: refuse)
+        with pytest.raises(RemoteProtocolError, match="a chunk of nonsense"):
+            try_link("huff", sample_of(activations(1000), None, FAST, 0.01), FAST, shaped_by_proxy)
 
     def test_the_fastest(self) -> None:
         trials = [LinkTrial("none", 3.0, 1.0), LinkTrial("huff", 2.0, 2.0), LinkTrial("qz(0.5)", 1.0, 9.0)]
