@@ -110,7 +110,8 @@ class FakeOwner(Member):
             raise RemoteProtocolError(f"{task}: not for a fake owner")
 
     def evaluate(self, round_: int) -> Iterator[Action]:
-        yield Say(Evaluated(round=round_, correct=0, total=0, samples=0, loss_sum=0.0))
+        version = 0 if self.plan is None else self.plan.version
+        yield Say(Evaluated(plan=version, round=round_, correct=0, total=0, samples=0, loss_sum=0.0))
 
     def _start(self) -> None:
         if self._begin_at is not None and self._global == self._begin_at - 1:
@@ -124,7 +125,14 @@ class FakeOwner(Member):
         yield Send(AGGREGATOR, part)
         stats = self.meter.stats()
         yield Say(
-            Trained(round=self.round, batches=self.shape.batches, loss_sum=0.0, samples=self.samples, stats=stats)
+            Trained(
+                plan=version,
+                round=self.round,
+                batches=self.shape.batches,
+                loss_sum=0.0,
+                samples=self.samples,
+                stats=stats,
+            )
         )
         self.meter.restart()
 
@@ -136,7 +144,8 @@ class FakeOwner(Member):
 
 def owners_process(shape: bytes, places: list[str], manager: str) -> None:
     """Runs several owners until the run is over."""
-    loop.IDLE_S, member.PROGRESS_EVERY_S = IDLE_S, PROGRESS_S  # type: ignore[misc]
+    loop.IDLE_S = IDLE_S  # type: ignore[misc]
+    member.Member.progress_every_s = PROGRESS_S
     known = msgspec.msgpack.decode(shape, type=Shape)
     nodes = [loop.Node(FakeOwner(known, place), manager) for place in places]
     threading.stack_size(1 << 20)

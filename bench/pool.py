@@ -10,24 +10,30 @@ fit one machine. For every number of nodes the budget is dealt out so that the s
 2. runs with many more owners than fit.
 
 Memory is the operating system's count: the high-water mark of each node's resident set (VmHWM), summed over the nodes.
+With `--hard` each node also has a limit that the system enforces, its budget and 10 % (hard_limit.py).
 """
 
 from __future__ import annotations
 
+import cProfile
 import json
 import multiprocessing
+import os
+import pstats
 import sys
 import tempfile
 import time
 from collections.abc import Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
 import click
+import numpy as np
 import torch
 from fake_owner import Shape, start_owners
+from hard_limit import Cgroup, limit_data
 from report import machine, table
 from zmpsl.models import input_spec
 
@@ -49,6 +55,15 @@ from zmpsl.roles.manager import Manager
 # Cuts of the authors' VGG-19 (25 blocks) whose nodes take about as long as one another, as far as its one huge block
 # allows; the first and the last block are on the owners.
 CUTS = {1: [1, 24], 2: [1, 22, 24], 3: [1, 9, 22, 24], 4: [1, 8, 14, 22, 24]}
+# Where a node's time goes: file and function of each kind of work.
+KINDS = {
+    "training": [("roles/compute.py", "_work")],
+    "admission": [("engine/compute.py", "has_room")],
+    "accounting": [("pool/budget.py", "look"), ("pool/pool.py", "get")],
+    "copies of the base": [("engine/replica.py", "own")],
+    "fold": [("roles/compute.py", "_close")],
+}
+MEMORY: list[Any] = []
 # What a node's process takes beside parts and replicas, with some to spare: interpreter, torch, receive buffers.
 PROCESS_BYTES = 448 << 20
 
@@ -67,26 +82,48 @@ def job_of(model: str, cuts: list[int], owners: int, batch: int, rounds: int, in
     )  # fmt: skip
 
 
-def node_process(place: str, manager: str, memory: str, into: str) -> None:
+def node_process(place: str, manager: str, memory: str, into: str, limit: int, profile: bool) -> None:
     """A compute node; leaves the high-water mark of its memory and its pool's figures."""
     torch.set_num_threads(1)
+    if limit:
+        limit_data(limit)
     member = make_member("compute", None, place, memory=memory)
-    before = high_water()
+    before = status("VmHWM")
+    profiler = cProfile.Profile()
     # A node that still works when its neighbour has gone home takes that for a loss; the manager knows better.
-    with suppress(PeerLostError):
+    with suppress(PeerLostError), ExitStack() as stack:
+        if profile:
+            stack.enter_context(profiler)
         Node(member, manager, reach_s=300).run()
     pool = member.engine.pool  # type: ignore[attr-defined]
     found = {
-        "place": place, "start": before, "peak": high_water(), "waits": pool.waits, "reserved": pool.peak_bytes,
+        "place": place, "start": before, "peak": status("VmHWM"), "waits": pool.waits, "reserved": pool.peak_bytes,
         "capacity": pool.capacity, "given_back": member._watch.times,  # type: ignore[attr-defined]
+        "profile": seconds_of(profiler) if profile else {},
     }  # fmt: skip
     Path(into).write_text(json.dumps(found), encoding="utf-8")
 
 
-def high_water() -> int:
-    """Most bytes this process has ever held."""
+def status(what: str) -> int:
+    """What the system counts of this process; `VmHWM`: the most bytes it has ever held."""
     lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
-    return next(int(line.split()[1]) << 10 for line in lines if line.startswith("VmHWM"))
+    return next(int(line.split()[1]) << 10 for line in lines if line.startswith(what))
+
+
+def seconds_of(profiler: cProfile.Profile) -> dict[str, float]:
+    """Seconds of each kind of work, all that is called from there included."""
+    found = dict.fromkeys(KINDS, 0.0)
+    for (file, _line, name), (_, _, _, cumulative, _) in pstats.Stats(profiler).stats.items():  # type: ignore[attr-defined]
+        for kind, places in KINDS.items():
+            if any(file.endswith(end) and name == function for end, function in places):
+                found[kind] += cumulative
+    return found
+
+
+def touch(nbytes: int) -> None:
+    """Writes to so much memory once: a virtual machine gets a page from its host when it first needs it, slowly."""
+    for _ in range(nbytes >> 28):
+        MEMORY.append(np.ones(1 << 28, np.uint8))
 
 
 def aggregator_process(manager: str) -> None:
@@ -127,18 +164,25 @@ def measure(job: Job, described: Described, shape: tuple[int, ...], budgets: lis
     role = Manager(None, job, "pool")
     role.board.listeners.append(listen)
     context = multiprocessing.get_context("spawn")
-    with tempfile.TemporaryDirectory() as folder, ManagerNode(role) as manager:
+    with tempfile.TemporaryDirectory() as folder, ManagerNode(role) as manager, ExitStack() as stack:
         files = [Path(folder) / node_name(hop) for hop in range(job.nodes)]
+        hard = [int(1.1 * budget) if opts["hard"] else 0 for budget in budgets]
         processes: list[BaseProcess] = [
             context.Process(
-                target=node_process, args=(node_name(hop), manager.endpoint, str(budgets[hop]), str(files[hop]))
+                target=node_process,
+                args=(node_name(hop), manager.endpoint, str(budgets[hop]), str(files[hop]), hard[hop], opts["profile"]),
             )
             for hop in range(job.nodes)
         ]
         processes.append(context.Process(target=aggregator_process, args=(manager.endpoint,)))
-        for process in processes:
+        groups: list[Cgroup] = []
+        for number, process in enumerate(processes):
             process.daemon = True
             process.start()
+            if opts["cgroup"] is not None and number < job.nodes:
+                name = f"zmpsl-{os.getpid()}-{node_name(number)}"
+                groups.append(stack.enter_context(Cgroup(opts["cgroup"], name, int(1.1 * budgets[number]))))
+                groups[-1].take(process.pid or 0)
         fake = Shape(described, shape, opts["batches"], opts["think_ms"] / 1e3)
         processes += start_owners(fake, job.owners, opts["processes"], manager.endpoint)
         over = manager.drain(opts["timeout_s"])
@@ -149,6 +193,7 @@ def measure(job: Job, described: Described, shape: tuple[int, ...], budgets: lis
         if not over or manager.error is not None or role.plan is None:
             raise click.ClickException(f"the run did not end well: {manager.error or 'it took too long'}")
         nodes = [json.loads(file.read_text(encoding="utf-8")) for file in files]
+        groups_peak = [group.peak for group in groups]
     batches = job.owners * opts["batches"]
     return {
         "nodes": job.nodes,
@@ -158,6 +203,9 @@ def measure(job: Job, described: Described, shape: tuple[int, ...], budgets: lis
         "start": [node["start"] for node in nodes],
         "waits": sum(node["waits"] for node in nodes),
         "given_back": sum(node["given_back"] for node in nodes),
+        "budgets": budgets,
+        "cgroup_peak": groups_peak,
+        "profiles": [node["profile"] for node in nodes],
         "seconds": [event.seconds for event in rounds],
         "batches_per_s": max(batches / event.seconds for event in rounds),
     }
@@ -174,6 +222,23 @@ def show_account(parts: Sequence[PartMemory], fit: int, run: dict[str, Any]) -> 
     print(table([f"MiB, {fit} in flight", *kinds, "process", "sum", "peak RSS"], rows))
 
 
+def show_profile(run: dict[str, Any], batches: int) -> None:
+    """Prints what the pool takes of a node's time: per batch, and once per owner and round."""
+    owners, steps = run["owners"] * len(run["seconds"]), run["owners"] * len(run["seconds"]) * batches
+    rows = []
+    for hop, found in enumerate(run["profiles"]):
+        step_s = (found["training"] - found["fold"]) / steps
+        per_step = (found["admission"] + found["accounting"]) / steps
+        rows.append([
+            node_name(hop), run["owners"], f"{1e3 * step_s:.1f}", f"{1e3 * per_step:.2f}",
+            f"**{per_step / step_s:.2%}**", f"{1e3 * found['copies of the base'] / owners:.0f}",
+            f"{1e3 * found['fold'] / owners:.0f}", f"{found['fold'] / owners / step_s:.1f}",
+        ])  # fmt: skip
+    head = ["node", "owners", "step ms", "admission and accounting ms per step", "of a step", "copy ms per owner",
+            "fold ms per owner", "= steps"]  # fmt: skip
+    print(table(head, rows))
+
+
 def show_runs(runs: Sequence[dict[str, Any]], total: int) -> None:
     """Prints memory and throughput of all runs."""
     rows = []
@@ -181,10 +246,22 @@ def show_runs(runs: Sequence[dict[str, Any]], total: int) -> None:
         alone = next(each for each in runs if each["nodes"] == run["nodes"])
         rows.append([
             run["nodes"], run["owners"], run["in_flight"], f"**{sum(run['peak']) / 2**30:.2f} GiB**",
-            readable(total), f"{run['batches_per_s']:.2f}",
+            readable(total), f"{max(p / b for p, b in zip(run['peak'], run['budgets'], strict=True)):.0%}",
+            f"{run['batches_per_s']:.2f}",
             f"{run['batches_per_s'] / alone['batches_per_s']:.2f}", run["waits"], f"{max(run['seconds']):.0f}",
         ])  # fmt: skip
-    head = ["nodes", "owners", "in flight", "summed peak RSS", "budget", "batches/s", "x unfolded", "waits", "round s"]
+    head = [
+        "nodes",
+        "owners",
+        "in flight",
+        "summed peak RSS",
+        "budget",
+        "nearest to its own",
+        "batches/s",
+        "x unfolded",
+        "waits",
+        "round s",
+    ]
     print(table(head, rows))
 
 
@@ -200,11 +277,17 @@ def show_runs(runs: Sequence[dict[str, Any]], total: int) -> None:
 @click.option("--think-ms", default=0, show_default=True, help="Time an owner takes for each of its two parts.")
 @click.option("--processes", default=2, show_default=True, help="Processes that hold the owners.")
 @click.option("--timeout-s", default=3600, show_default=True, help="Longest time of one run.")
+@click.option("--hard", is_flag=True, help="Each node may have 10 % above its budget of private memory (RLIMIT_DATA).")
+@click.option("--cgroup", type=click.Path(path_type=Path), help="Folder to make cgroups in, with budget and 10 %.")
+@click.option("--profile", is_flag=True, help="Show what the pool takes of the nodes' time.")
 @click.option("--json", "json_path", type=click.Path(path_type=Path), help="Write all figures here too.")
 def main(model: str, owners: str, nodes: str, total: str, cuts: str, json_path: Path | None, **opts: Any) -> None:
     """Measures memory and throughput of the replica pool."""
     print(machine(f"python bench/pool.py {' '.join(sys.argv[1:])}"))
     budget = parse_memory(total, 0)
+    warm = multiprocessing.get_context("spawn").Process(target=touch, args=(budget,))
+    warm.start()
+    warm.join()
     runs: list[dict[str, Any]] = []
     for count in map(int, nodes.split(",")):
         chosen = [int(cut) for cut in cuts.split(",")] if cuts else CUTS[count]
@@ -225,6 +308,8 @@ def main(model: str, owners: str, nodes: str, total: str, cuts: str, json_path: 
                 err=True,
             )
         show_account(parts, fit, runs[-1])
+        if opts["profile"]:
+            show_profile(runs[-1], opts["batches"])
     show_runs(runs, budget)
     if json_path is not None:
         json_path.write_text(json.dumps(runs, indent=1), encoding="utf-8")

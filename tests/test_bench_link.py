@@ -14,7 +14,7 @@ from click.testing import CliRunner
 from zmpsl.cli.bench import bench
 from zmpsl.errors import RemoteProtocolError
 from zmpsl.link_trial import LinkTrial, fastest, sample_of, shaped_by_proxy, try_link
-from zmpsl.shaping import private_network
+from zmpsl.slow_link import private_network
 from zmpsl.transport.wire import CHUNK
 
 FAST = 4e9  # bits per second

@@ -29,13 +29,17 @@ LAYERS = [
     ["zmpsl.messages"],
     ["zmpsl.transport", *(f"zmpsl.transport.{name}" for name in PURE_TRANSPORT)],
     ["zmpsl.transport.curve"],
-    ["zmpsl.transport.link", "zmpsl.transport.control", "zmpsl.codec_trial", "zmpsl.shaping"],
+    [
+        *("zmpsl.transport.link", "zmpsl.transport.control", "zmpsl.transport.shaping", "zmpsl.codec_trial"),
+        "zmpsl.slow_link",
+    ],
     ["zmpsl.link_trial"],
     ["zmpsl.data", "zmpsl.engine", "zmpsl.observe", "zmpsl.checkpoint", "zmpsl.planner"],
     ["zmpsl.roles"],
     ["zmpsl.station", "zmpsl.life"],
     ["zmpsl.security"],
     ["zmpsl.loop", "zmpsl.manager_loop", "zmpsl.submit"],
+    ["zmpsl.crowd"],
     ["zmpsl.launch"],
     ["zmpsl.doctor"],
     ["zmpsl.cli"],
@@ -43,12 +47,14 @@ LAYERS = [
 ]
 ZMQ_USERS = {
     *("zmpsl.transport.curve", "zmpsl.transport.link", "zmpsl.transport.control"),
-    *("zmpsl.loop", "zmpsl.manager_loop", "zmpsl.submit", "zmpsl.doctor"),
-    "zmpsl.link_trial",
+    *("zmpsl.loop", "zmpsl.manager_loop", "zmpsl.crowd", "zmpsl.submit", "zmpsl.doctor", "zmpsl.link_trial"),
 }
 # Where torch may be imported when a module is loaded, and where only inside a function. launch.preload loads it early
 # on purpose, in a process that will train.
-TORCH_ROOMS = ("zmpsl.engine", "zmpsl.models", "zmpsl.roles.owner", "zmpsl.roles.compute", "zmpsl.launch.preload")
+TORCH_ROOMS = (
+    *("zmpsl.engine", "zmpsl.models", "zmpsl.launch.preload"),
+    *("zmpsl.roles.owner", "zmpsl.roles.compute", "zmpsl.roles.thin"),
+)
 TORCH_INSIDE = ("zmpsl.roles.member",)
 # Rooms of the same layer: the first of each pair must not import the second.
 APART = [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,7 @@ from zmpsl.plan import Block, Entry, Footprint
 from zmpsl.pool.account import PartMemory, fitting, part_memory
 from zmpsl.pool.budget import Limits, Watch, limits_here, parse_memory, room_of
 from zmpsl.pool.pool import TRANSITIONS, ReplicaPool, State
-from zmpsl.roles.admission import Admission
+from zmpsl.roles.admission import Admission, Filling
 from zmpsl.transport.allocator import give_back_freed_memory
 
 OWNERS = 6
@@ -146,7 +147,7 @@ class TestAccount:
         assert (cost.base, cost.accumulator, cost.trained, cost.optimizer, cost.step) == (2048, 8192, 2048, 2048, 1024)
         assert cost.activations == 100 + 600 + 200
         assert cost.fixed == 2048 + 8192 + 1024 + 3 * 200 + 2048  # gradients once
-        assert cost.slot == 2048 + 2048 + 900 + int(300 * 1.125)
+        assert cost.slot == 2048 + 2048 + 900 + 2 * int(300 * 1.125)  # what receive buffers keep is as much again
         assert cost.need(3) == cost.fixed + 3 * cost.slot
         assert sum(nbytes for _, nbytes in cost.rows(3)) == cost.need(3)
 
@@ -167,9 +168,10 @@ class TestAccount:
         cost = memory("train.micro_batches=4", "train.schedule=gpipe")
         assert cost.micros == 4
         assert not cost.shared_gradients
-        assert cost.slot - cost.activations - cost.buffers == cost.base + cost.optimizer + cost.trained
+        assert cost.slot - cost.activations - 2 * cost.buffers == cost.base + cost.optimizer + cost.trained
         assert memory("train.micro_batches=9").micros == 3  # 1F1B: as many as there are parts
 
+    @settings(deadline=None)
     @given(st.integers(0, 200_000), st.integers(0, 40))
     def test_as_many_as_fit_and_not_one_more(self, room: int, most: int) -> None:
         cost = memory()
@@ -257,6 +259,7 @@ class TestWatch:
 
 
 class TestAdmission:
+    @settings(deadline=None)
     @given(
         st.integers(1, 9), st.integers(1, 9), st.integers(0, 50), st.randoms(use_true_random=False), st.integers(0, 4)
     )
@@ -286,3 +289,38 @@ class TestAdmission:
         admission = Admission(["a", "b", "c"], 2)
         assert [admission.start(round_) for round_ in range(4)] == [["a", "b"], ["c", "a"], ["b", "c"], ["a", "b"]]
         assert Admission(["a", "b", "c"]).start(5) == ["a", "b", "c"]
+
+    def test_begins_with_what_fills_the_chain_and_lets_more_in(self) -> None:
+        admission = Admission([str(index) for index in range(20)], 12)
+        admission.aim(math.inf)
+        assert admission.limit == 12
+        admission.aim(2.5)
+        assert admission.start(0) == ["0", "1", "2", "3", "4"]  # half as many more, and one
+        assert admission.widen() == ["5", "6"]
+        assert admission.done("1") == ["7"]
+        assert [len(admission.widen()) for _ in range(4)] == [3, 2, 0, 0]
+        assert (admission.limit, admission.most, admission.waiting) == (12, 12, 7)
+
+
+class TestFilling:
+    @pytest.mark.parametrize(("busy", "waits"), [(2.6, True), (2.9, False)])
+    def test_the_busiest_node_counts(self, busy: float, waits: bool) -> None:
+        filling = Filling()
+        assert not filling.waits(10.0, 5, {"node-0": 1.0, "node-1": 7.0}, 2)
+        assert not filling.waits(12.9, 50, {"node-0": 1.1, "node-1": 7.1}, 2)  # too soon
+        assert filling.waits(13.0, 50, {"node-0": 1.1, "node-1": 7.0 + busy}, 2) == waits
+
+    def test_every_owner_in_flight_must_have_trained_for_a_while(self) -> None:
+        filling = Filling()
+        assert not filling.waits(0.0, 0, {}, 3)
+        assert not filling.waits(60.0, 11, {"node-0": 1.0}, 3)
+        assert filling.waits(61.0, 12, {"node-0": 1.0}, 3)
+
+    def test_each_window_stands_for_itself(self) -> None:
+        filling = Filling()
+        filling.waits(0.0, 0, {"node-0": 0.0}, 1)
+        assert filling.waits(4.0, 8, {"node-0": 1.0}, 1)
+        assert not filling.waits(8.0, 16, {"node-0": 2.0}, 1)  # a new one begins here
+        filling.restart()
+        assert not filling.waits(12.0, 24, {"node-0": 3.0}, 1)
+        assert filling.waits(16.0, 32, {"node-0": 4.0}, 1)

@@ -19,10 +19,14 @@ from zmpsl.errors import JobError
 from zmpsl.job import Job
 from zmpsl.launch.memory import MemoryRun
 from zmpsl.messages import Begin
+from zmpsl.observe.events import NoticeEvent
 from zmpsl.plan import check_cuts
 from zmpsl.pool.account import PartMemory, part_memory
 from zmpsl.roles import compute
 from zmpsl.roles.actions import Tell
+from zmpsl.roles.admission import Filling
+from zmpsl.roles.manager_state import Phase
+from zmpsl.roles.planning import CutPlanning
 from zmpsl.transport.task import Op
 from zmpsl.transport.wire import parse
 
@@ -278,3 +282,30 @@ def test_solved_cuts_respect_the_memory_of_each_node():
     assert ours.manager.plan is not None
     assert ours.manager.plan.bounds[1:3] == (1, 2)
     assert differing(global_state(ours.members), reference(even).states[-1]) == []
+
+
+class Impatient(Watched):
+    """A run whose manager may look at any moment whether the busiest node has to wait."""
+
+    def _move(self, what, place, arg) -> None:
+        super()._move(what, place, arg)
+        if self.manager.phase is Phase.TRAINING and self.random.random() < 0.05:
+            for action in self.manager._fill_the_chain(0.0):
+                self._places[int.from_bytes(action.to, "big")].told.append(action.message)
+
+
+@pytest.mark.parametrize("hungry", [False, True])
+def test_as_many_owners_as_fill_the_chain_and_more_where_it_has_to_wait(monkeypatch: pytest.MonkeyPatch, hungry: bool):
+    wanted = msgspec.structs.replace(small("mlp", 2, 5, 1, "train.rounds=3"), cuts="auto")
+    monkeypatch.setattr(CutPlanning, "to_fill", lambda self: 0.5)
+    monkeypatch.setattr(Filling, "waits", lambda self, *_: hungry)
+    ours = Impatient(wanted)
+    notices = []
+    ours.manager.board.listeners.append(notices.append)
+    ours.run()
+    texts = " ".join(event.text for event in notices if isinstance(event, NoticeEvent))
+    assert "5 of 5 owners can train at a time" in texts
+    assert "2 should fill the chain" in texts
+    assert ("train at a time, not 2" in texts) == hungry
+    assert (ours.most > 3) == hungry  # one more may begin before the CLOSE of another is there
+    assert differing(global_state(ours.members), reference(wanted).states[-1]) == []

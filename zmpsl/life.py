@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 from abc import ABC, abstractmethod
 from enum import Enum
@@ -9,7 +10,9 @@ from typing import Self
 
 from zmpsl.errors import LocalProtocolError
 
-__all__ = ["Life", "State"]
+__all__ = ["Life", "State", "complain"]
+
+log = logging.getLogger("zmpsl")
 
 
 class State(Enum):
@@ -94,3 +97,9 @@ class Life(ABC):
             self.run()
         except Exception as error:
             self.error = error
+
+
+def complain(count: int, error: Exception) -> None:
+    """Logs a message that was not used; ever more rarely, so that a flood of them does not fill the disk."""
+    if count & (count - 1) == 0:
+        log.warning("%s (%d so far)", error, count)

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from zmpsl.errors import NetworkError
 from zmpsl.job.codec import Spec, parse_spec
-from zmpsl.shaping import Bucket, Shaper
+from zmpsl.slow_link import Bucket, Shaper
 from zmpsl.transport.link import Inbox, Link
 from zmpsl.transport.mask import KnownMask
 from zmpsl.transport.outbox import Outbox

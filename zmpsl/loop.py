@@ -13,13 +13,14 @@ import random
 import time
 from collections.abc import Callable, Iterator
 from itertools import count
+from typing import Any
 
 import zmq
 
 from zmpsl.errors import JoinError, NetworkError, PeerLostError, RemoteProtocolError, ZmpslError, error_for
 from zmpsl.job.schema import Network
 from zmpsl.keys import LOOPBACK, Security
-from zmpsl.life import Life, State
+from zmpsl.life import Life, State, complain
 from zmpsl.messages import Accuse, Leave, Publish
 from zmpsl.roles.actions import Action, Connect, Disconnect, Say, Send, Stop
 from zmpsl.roles.member import Member
@@ -28,9 +29,11 @@ from zmpsl.station import Station
 from zmpsl.transport.address import check_address
 from zmpsl.transport.control import ControlClient
 from zmpsl.transport.curve import Gate, check_pair
-from zmpsl.transport.link import Inbox, Link
+from zmpsl.transport.link import Inbox, Link, many_sockets
+from zmpsl.transport.task import Task
+from zmpsl.transport.wire import Header
 
-__all__ = ["Node", "complain"]
+__all__ = ["Node"]
 
 log = logging.getLogger("zmpsl")
 
@@ -40,12 +43,6 @@ CHECK_EVERY_S = 0.25
 SHAKY_S, HOPELESS_S = 3.0, 30.0
 
 ASK = "does the manager's allow-list have it, and is manager.pub from that manager? `zmpsl doctor` looks at both"
-
-
-def complain(count: int, error: Exception) -> None:
-    """Logs a message that was not used; ever more rarely, so that a flood of them does not fill the disk."""
-    if count & (count - 1) == 0:
-        log.warning("%s (%d so far)", error, count)
 
 
 class Node(Life):
@@ -61,15 +58,18 @@ class Node(Life):
         advertise: Host to tell peers instead of the bound one.
         security: How links are protected.
         reach_s: How long to wait for the manager to be there at first.
+        context: A zmq context that others use too; one of its own where not given.
 
     Raises:
         NetworkError: The address cannot be bound.
         JobError: An address needs keys, or `security` that says it does without.
     """
 
+    check_every_s = CHECK_EVERY_S
+
     def __init__(
         self, member: Member, manager: str, bind: str = "tcp://127.0.0.1:*", advertise: str | None = None,
-        *, security: Security = LOOPBACK, reach_s: float = 60.0,
+        *, security: Security = LOOPBACK, reach_s: float = 60.0, context: zmq.Context[zmq.Socket[bytes]] | None = None,
     ) -> None:  # fmt: skip
         check_address(manager, security.may_leave)
         check_address(bind, security.may_leave, bind=True)
@@ -79,14 +79,16 @@ class Node(Life):
         self._network = Network()
         self._reach_s = reach_s
         self._patience_s = self._network.lost_after_s
-        self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+        self._shares = context is not None
+        self._context = many_sockets() if context is None else context
         self._security = security
         self._border = Border(Gate(self._context) if security.key is not None else None)
         self._shaky: dict[str, float] = {}
         try:
             self._inbox = Inbox(self._context, bind, self._network.max_tensor_bytes, advertise, security)
         except NetworkError:
-            self._context.term()
+            if not self._shares:
+                self._context.term()
             raise
         self._inbox.vouch = self._border.vouch
         self._control = ControlClient(self._context, manager, security)
@@ -146,9 +148,10 @@ class Node(Life):
 
     # -- one turn of the loop -----------------------------------------------------------------------------------------
 
-    def _turn(self) -> None:
-        work = self._guard(self._station.next_work) if self._troubled_at is None else None
-        timeout_s = IDLE_S if work is None else 0.0
+    def _turn(self, idle_s: float = IDLE_S) -> bool:
+        """Tells whether there was anything to do."""
+        work = self._guard(self._next_work) if self._troubled_at is None else None
+        timeout_s = idle_s if work is None else 0.0
         if work is None:
             for name in self._station.give_back_credit():
                 self._flush(name)
@@ -162,11 +165,18 @@ class Node(Life):
             self._read_inbox()
         self._resume(ready)
         self._send_due(now)
-        self._perform(work)
+        self._work(work)
         self._perform(self.member.tick(now))
-        if now - self._checked_at >= CHECK_EVERY_S:
+        if now - self._checked_at >= self.check_every_s:
             self._checked_at = now
             self._check(now)
+        return bool(ready) or work is not None
+
+    def _next_work(self) -> Iterator[Action] | None:
+        return self._station.next_work()
+
+    def _work(self, work: Iterator[Action] | None) -> None:
+        self._perform(work)
 
     def _read_control(self) -> bool:
         """Hears the manager; True when the plan became void."""
@@ -192,15 +202,18 @@ class Node(Life):
                 received = self._inbox.receive()
                 if received is None:
                     return
-                granted = self._station.take(*received)
-                if granted is not None:
-                    self._flush(granted)
+                self._take(*received)
             except RemoteProtocolError as error:
                 complain(self.rejected, error)
                 accused = self._border.blame(self._inbox.user)
                 if accused is not None:
                     text = f"{MAX_REJECTED} messages that nobody may send, the last one: {error}"
                     self._control.send(Accuse(place=accused, text=text[:3900]))
+
+    def _take(self, header: Header, task: Task | None) -> None:
+        granted = self._station.take(header, task)
+        if granted is not None:
+            self._flush(granted)
 
     def _check(self, now: float) -> None:
         """Looks after connections and deadlines, four times a second."""
@@ -239,7 +252,7 @@ class Node(Life):
                 self._fail(NetworkError(f"no handshake with the manager at {endpoint}: {failure}; {ASK}"))
             elif name != "manager" and now - since > HOPELESS_S and self._troubled_at is None:
                 self._trouble(PeerLostError(f"no handshake between {self.member.place} and {name}: {failure}"))
-            elif now - since > SHAKY_S and now - since <= SHAKY_S + CHECK_EVERY_S:
+            elif now - since > SHAKY_S and now - since <= SHAKY_S + self.check_every_s:
                 log.warning("no handshake with %s for %.0f s: %s", name, now - since, failure)
 
     def _named_key(self) -> str:
@@ -290,13 +303,17 @@ class Node(Life):
         # A run that may lose roles may lose its manager too.
         self._patience_s = job.recover.manager_wait_s if job.recover.wait_s else job.network.lost_after_s
         self._inbox.limit = job.network.max_tensor_bytes
+        self._inbox.pool.keep(action.keep_bytes)
         self._station.connect(action)
         # Not before: a peer that has its plan already may send before ours is here, and that must wait, not be lost.
         self._poller.register(self._inbox.socket, zmq.POLLIN)
         keys = {peer.name: peer.public for peer in action.plan.peers}
         for name, endpoint in action.peers.items():
             outbox = self._station.outboxes[name]
-            self._links[name] = Link(self._context, name, endpoint, outbox, self._security, keys[name])
+            self._links[name] = self._link(self._context, name, endpoint, outbox, self._security, keys[name])
+
+    def _link(self, *arguments: Any) -> Link:
+        return Link(*arguments)
 
     def _disconnect(self) -> None:
         self._poller.unregister(self._inbox.socket)
@@ -375,7 +392,8 @@ class Node(Life):
             link.close(0.2)
         self._inbox.close()
         self._control.close(0.5)
-        self._context.term()
+        if not self._shares:
+            self._context.term()
 
     def _traffic(self) -> tuple[int, int, int]:
         return sum(link.sent_bytes for link in self._links.values()), self._inbox.received_bytes, self.rejected

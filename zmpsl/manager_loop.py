@@ -11,8 +11,7 @@ from msgspec import structs
 
 from zmpsl.errors import JobError, JoinError, NetworkError, RemoteProtocolError, ZmpslError, error_for
 from zmpsl.keys import LOOPBACK, Security
-from zmpsl.life import Life, State
-from zmpsl.loop import complain
+from zmpsl.life import Life, State, complain
 from zmpsl.messages import Join, Leave, Probe, Probed, Refused, ToManager
 from zmpsl.roles.actions import Action, Tell
 from zmpsl.roles.manager import Manager

@@ -78,7 +78,7 @@ def link(
     root or user namespaces, and `ip` and `tc`), else through a proxy in user space. Times are those of whole tensors in
     a row, packed, sent and unpacked; over a slow link a part of the tensor is sent, and its time counted up.
     """
-    from zmpsl.shaping import private_network
+    from zmpsl.slow_link import private_network
 
     with errors():
         prefix = private_network() if shaper != "proxy" and not inside else None
@@ -136,7 +136,7 @@ def _over_links(
     """Gives the times of one tensor over every link."""
     from zmpsl.errors import JobError
     from zmpsl.link_trial import TEXTS, as_it_is, fastest, sample_of, shaped_by_proxy, try_link
-    from zmpsl.shaping import slow_loopback
+    from zmpsl.slow_link import slow_loopback
 
     links = []
     for mbit in rates:

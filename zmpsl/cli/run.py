@@ -32,6 +32,13 @@ if TYPE_CHECKING:
 @click.option(
     "--resume", type=PATH, default=None, metavar="RUN_DIR", help="Go on with a run after its last committed round."
 )
+@click.option(
+    "--emulate",
+    type=PATH,
+    default=None,
+    metavar="EMULATION",
+    help="Imitate the devices and links of this YAML file, hundreds of them if need be.",
+)
 @click.option("--print-config", is_flag=True, help="Print the full job with all defaults and do nothing else.")
 @click.option("--plain", is_flag=True, help="Plain lines instead of the live view.")
 def run(
@@ -40,11 +47,13 @@ def run(
     runs: Path,
     name: str | None,
     resume: Path | None,
+    emulate: Path | None,
     print_config: bool,
     plain: bool,
 ) -> None:
     """Train JOB (a YAML file; the built-in digits job if not given) with all roles on this machine."""
     from zmpsl.errors import JobError
+    from zmpsl.job.emulate import emulated
     from zmpsl.job.load import dump_job
 
     with errors():
@@ -53,6 +62,7 @@ def run(
                 raise JobError("--resume takes job and name from the run's folder; change single keys with --set")
             job, runs, name = resume / "job.yaml", resume.resolve().parent, resume.resolve().name
         settings = read_job(job, overrides)
+        settings = settings if emulate is None else emulated(settings, emulate)
         if print_config:
             click.echo(dump_job(settings), nl=False)
             return

@@ -15,6 +15,7 @@ import yaml
 
 from zmpsl.errors import JobError
 from zmpsl.job.codec import problems, spread
+from zmpsl.job.emulation import OwnerClass
 from zmpsl.job.schema import Job
 from zmpsl.job.text import read_yaml, write_yaml
 
@@ -293,6 +294,7 @@ def check_job(job: Job, source: str) -> None:
         *(f"node-{i}" for i in range(job.nodes)),
     }
     _check_names(source, "emulate.slow_down", job.emulate.slow_down, known - {"aggregator"})
+    _check_classes(job, source)
     nodes = {name for name in known if name.startswith("node")}
     _check_names(source, "planning.node_memory", job.planning.node_memory, nodes)
     for link in job.codec.links:
@@ -308,6 +310,23 @@ def _check_names(source: str, key: str, names: Iterable[str], known: set[str]) -
     for name in names:
         if name not in known:
             raise JobError(f"{source}: {key}: {name!r} is not there; the first compute node is node-0, for instance")
+
+
+def _check_classes(job: Job, source: str) -> None:
+    emulate = job.emulate
+    for key, classes, there in (("owners", emulate.owners, job.owners), ("nodes", emulate.nodes, job.nodes)):
+        count = sum(kind.count for kind in classes)
+        if classes and count != there:
+            raise JobError(f"{source}: emulate.{key}: the classes have {count} devices, the job {there}")
+        for number, kind in enumerate(classes):
+            measured = isinstance(kind, OwnerClass) and kind.first is not None and kind.last is not None
+            if kind.compute != "real" and not measured and job.planning.profile is None:
+                raise JobError(
+                    f"{source}: emulate.{key}.{number}: compute: {kind.compute} needs seconds; name the profile of a"
+                    " device" + (", or give first and last" if key == "owners" else "")
+                )
+    if emulate.thin and job.evaluate.every:
+        raise JobError(f"{source}: emulate: with compute: none there is nothing to evaluate; set evaluate.every: 0")
 
 
 def _check_cuts(job: Job, source: str) -> None:

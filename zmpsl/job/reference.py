@@ -10,7 +10,7 @@ from msgspec import inspect
 
 from zmpsl.job.schema import Job
 
-__all__ = ["EXAMPLE", "reference"]
+__all__ = ["EXAMPLE", "cell", "kind_in_words", "reference"]
 
 EXAMPLE = """\
 name: digits-skewed
@@ -155,11 +155,12 @@ def _row(path: str, field: inspect.Field, default: object) -> str:
         kind = kind.type
     if isinstance(kind, inspect.StructType):
         # GitHub makes a heading's anchor from its letters alone.
-        return f"| `{key}` | [section](#{key.replace('.', '')}) | | {_cell(meaning)} |\n"
-    return f"| `{key}` | {_cell(_kind(kind))} | {_default(key, default)} | {_cell(meaning)} |\n"
+        return f"| `{key}` | [section](#{key.replace('.', '')}) | | {cell(meaning)} |\n"
+    return f"| `{key}` | {cell(kind_in_words(kind))} | {_default(key, default)} | {cell(meaning)} |\n"
 
 
-def _cell(text: str) -> str:
+def cell(text: str) -> str:
+    """Gives a text as it may stand in a cell of a table."""
     return text.replace("|", "\\|")
 
 
@@ -169,7 +170,7 @@ def _default(key: str, value: object) -> str:
     return f"`{text}`{size}"
 
 
-def _kind(kind: inspect.Type) -> str:
+def kind_in_words(kind: inspect.Type) -> str:
     """Puts a type into words."""
     match kind:
         case inspect.IntType() | inspect.FloatType():
@@ -180,15 +181,17 @@ def _kind(kind: inspect.Type) -> str:
             return "text" if kind.pattern is None else f"text like `{kind.pattern}`"
         case inspect.LiteralType():
             return " or ".join(f"`{value}`" for value in kind.values)
+        case inspect.ListType(item_type=inspect.StructType()):
+            return "list of [classes](emulation.md#classes)"
         case inspect.ListType():
-            return f"list of: {_kind(kind.item_type)}"
+            return f"list of: {kind_in_words(kind.item_type)}"
         case inspect.DictType():
-            values = "" if isinstance(kind.value_type, inspect.AnyType) else f" to {_kind(kind.value_type)}"
+            values = "" if isinstance(kind.value_type, inspect.AnyType) else f" to {kind_in_words(kind.value_type)}"
             return f"mapping of text{values}" if values else "mapping"
         case inspect.UnionType():
             # null first, or it would read as the end of a range or list
             types = sorted(kind.types, key=lambda each: not isinstance(each, inspect.NoneType))
-            return ", or ".join(map(_kind, types))
+            return ", or ".join(map(kind_in_words, types))
         case inspect.NoneType():
             return "`null`"
     raise TypeError(f"{kind} has no words here yet")

@@ -6,6 +6,8 @@ from typing import Annotated, Any, Literal
 
 from msgspec import Meta, Struct, field
 
+from zmpsl.job.emulation import Emulate
+
 __all__ = [
     "MEMORY_PATTERN", "Codec", "Data", "Emulate", "Evaluate", "Job", "LearningRate", "Model", "Network", "Optimizer",
     "Partition", "Planning", "Recover", "Train",
@@ -293,15 +295,6 @@ class Planning(Settings, frozen=True, forbid_unknown_fields=True, kw_only=True):
     ] = 0.0
 
 
-class Emulate(Settings, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """Imitates slower devices; results do not change, times are no longer those of this machine."""
-
-    slow_down: Annotated[
-        dict[str, Annotated[float, Meta(ge=1, le=1000)]],
-        Meta(description="factor on the working time of `owner` (all), `owner-2`, `node-0`, ...; the rest is slept"),
-    ] = field(default_factory=dict)
-
-
 class Job(Settings, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """One training job."""
 
@@ -366,8 +359,9 @@ class Job(Settings, frozen=True, forbid_unknown_fields=True, kw_only=True):
         Literal["auto"] | Count,
         Meta(
             description=(
-                "owners that train at the same time; each needs a replica on every node. `auto`: as many as the nodes'"
-                " memory holds"
+                "owners that train at the same time; each needs a replica on every node. `auto`: as many as fill the"
+                " chain by what was measured for `cuts: auto`, and more while the busiest node has to wait; at most as"
+                " many as the nodes' memory holds"
             )
         ),
     ] = "auto"

@@ -7,24 +7,28 @@ import os
 import signal
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from importlib import import_module
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from zmpsl.errors import ZmpslError
+from zmpsl.job.load import load_job
 from zmpsl.pool.budget import limits_here
-from zmpsl.transport.allocator import keep_freed_memory
+from zmpsl.transport.allocator import keep_freed_memory, use_huge_pages
 
 if TYPE_CHECKING:
     from zmpsl.roles.member import Member
 
-__all__ = ["guarded", "make_member", "manager_process", "member_process", "quiet_signals"]
+__all__ = ["crowd_process", "guarded", "make_member", "manager_process", "member_process", "quiet_signals"]
 
 _CLASSES = {
     "aggregator": ("zmpsl.roles.aggregator", "Aggregator"),
     "compute": ("zmpsl.roles.compute", "ComputeNode"),
     "owner": ("zmpsl.roles.owner", "DataOwner"),
+    "thin compute": ("zmpsl.roles.thin", "ThinNode"),
+    "thin owner": ("zmpsl.roles.thin", "ThinOwner"),
 }
 
 
@@ -44,6 +48,8 @@ def make_member(
         ZmpslError: The role needs torch, which is not installed.
         JobError: `memory` is no budget.
     """
+    keep_freed_memory()
+    use_huge_pages()
     module, name = _CLASSES[role]
     try:
         kind = getattr(import_module(module), name)
@@ -56,7 +62,6 @@ def make_member(
     if memory:
         limits_here(memory)  # says now what is wrong with it
         member.memory = memory
-    keep_freed_memory()
     return member
 
 
@@ -79,7 +84,6 @@ def guarded(what: Callable[[], None]) -> int:
 def manager_process(runs: Path, run: str, resume: bool, bind: str, ready: Connection) -> None:
     """The manager, with the job of the run's folder; tells its address through `ready`."""
     from zmpsl.checkpoint import read_record
-    from zmpsl.job import load_job
     from zmpsl.manager_loop import ManagerNode
     from zmpsl.roles.manager import Manager
 
@@ -106,6 +110,36 @@ def member_process(role: str, runs: Path, run: str, name: str, place: str, endpo
 
     _log_to(runs / run, name)
     sys.exit(guarded(work))
+
+
+def crowd_process(role: str, runs: Path, run: str, name: str, places: tuple[str, ...], endpoint: str) -> None:
+    """Compute nodes or data owners that imitate other devices; `name` is that of their log."""
+    from zmpsl.crowd import Crowd
+
+    def work() -> None:
+        job = load_job(runs / run / "job.yaml")
+        kinds = {"owner": job.emulate.owner, "compute": job.emulate.node}[role]
+        members = []
+        for place in places:
+            kind = kinds(int(place.rpartition("-")[2]))
+            thin = kind is not None and kind.compute == "none"
+            members.append(make_member(f"thin {role}" if thin else role, runs, place))
+        crowd = Crowd(members, endpoint, job.owners)
+        quiet_signals(crowd.ask_to_stop)
+        crowd.run()
+
+    _log_to(runs / run, name)
+    open_many_files()
+    sys.exit(guarded(work))
+
+
+def open_many_files() -> None:
+    """Takes as many descriptors as the system gives: a device has some twenty."""
+    with suppress(ImportError):  # Windows
+        import resource
+
+        _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
 def _log_to(folder: Path, name: str) -> None:

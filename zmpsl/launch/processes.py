@@ -7,6 +7,7 @@ server that has loaded it once: a second each would otherwise pass, and their me
 from __future__ import annotations
 
 import multiprocessing
+import os
 import sys
 import time
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ from pathlib import Path
 
 from zmpsl.errors import JoinError, ZmpslError
 from zmpsl.job.schema import Job
-from zmpsl.launch.process import manager_process, member_process
+from zmpsl.launch.process import crowd_process, manager_process, member_process
 from zmpsl.plan import AGGREGATOR, node_name, owner_name
 
 __all__ = ["Processes"]
@@ -25,6 +26,8 @@ __all__ = ["Processes"]
 FAREWELL_S = 15.0
 # How often each role is started again, and how long is waited before: longer each time, as a broken one stays broken.
 RESTARTS = 20
+# Imitated owners of one process; each has some twenty descriptors and connections.
+MOST_IN_ONE = 250
 PATIENCE_S = (0.0, 0.1, 0.2, 0.5, 1.0)
 
 
@@ -47,6 +50,12 @@ class _Role:
     due: float | None = None
 
 
+def crowds(owners: int) -> list[tuple[str, ...]]:
+    """Deals imitated owners out to processes: one per core, and more where they would be too many for one."""
+    number = min(owners, max(os.cpu_count() or 1, -(-owners // MOST_IN_ONE)))
+    return [tuple(owner_name(index) for index in range(first, owners, number)) for first in range(number)]
+
+
 class Processes:
     """The processes of one run.
 
@@ -64,6 +73,7 @@ class Processes:
         self._manager: BaseProcess | None = None
         self._manager_restarts = 0
         self._members: dict[str, _Role] = {}
+        self._crowds: dict[str, tuple[str, ...]] = {}  # places of the imitated devices that a process holds
         self._closing = False
         self._fresh: SpawnContext = multiprocessing.get_context("spawn")
         self._forked: SpawnContext | ForkServerContext = self._fresh
@@ -83,6 +93,14 @@ class Processes:
             *(("compute", node_name(i)) for i in range(self._job.nodes)),
             *(("owner", owner_name(i)) for i in range(self._job.owners)),
         ]
+        emulate = self._job.emulate
+        if emulate.owners:
+            roles = [(role, place) for role, place in roles if role != "owner"]
+            for number, places in enumerate(crowds(self._job.owners)):
+                self._crowds[f"owners-{number}"] = places
+                roles.append(("owner", f"owners-{number}"))
+        if emulate.nodes:
+            self._crowds |= {place: (place,) for role, place in roles if role == "compute"}
         for role, place in roles:
             self._members[place] = _Role(role, place, place, self._start_member(role, place, place))
 
@@ -153,8 +171,11 @@ class Processes:
 
     def _start_member(self, role: str, name: str, place: str) -> BaseProcess:
         context = self._fresh if role == "aggregator" else self._forked
-        arguments = (role, self._folder.parent, self._folder.name, name, place, self._endpoint)
-        process: BaseProcess = context.Process(target=member_process, args=arguments, name=name, daemon=True)
+        crowd = self._crowds.get(name)
+        who = (place,) if crowd is None else (crowd,)
+        arguments = (role, self._folder.parent, self._folder.name, name, *who, self._endpoint)
+        target = member_process if crowd is None else crowd_process
+        process: BaseProcess = context.Process(target=target, args=arguments, name=name, daemon=True)
         process.start()
         return process
 

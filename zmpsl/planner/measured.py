@@ -14,6 +14,7 @@ from itertools import pairwise
 from msgspec import Struct
 
 from zmpsl.errors import JobError
+from zmpsl.job.emulation import NodeClass, OwnerClass, PartSeconds
 from zmpsl.job.schema import Job
 from zmpsl.plan import micro_samples, middle_blocks, owner_name
 from zmpsl.planner.cost import Chain, Owners, PartTime, Transfers
@@ -25,6 +26,8 @@ __all__ = [
     "Measured",
     "MeasuredNode",
     "chain_of",
+    "link_of",
+    "own_s",
     "micro_samples",
     "owners_of",
     "problem_of",
@@ -162,17 +165,43 @@ def chain_of(measured: Measured, bounds: Sequence[int], order: Sequence[str]) ->
 def owners_of(measured: Measured, batches: int | tuple[int, ...]) -> Owners:
     """Gives the owners with their own parts and links; `batches` are those of a whole round, of all or of each."""
     m, count = measured.micro_batches, measured.owner.model_blocks
-    first = _part(measured.owner, range(measured.first_cut), m)
-    last = _part(measured.owner, range(measured.last_cut, count), m)
-    slow = measured.job.emulate.slow_down
-    each = [slow.get(owner_name(index), slow.get("owner", 1.0)) for index in range(measured.job.owners)]
-    return Owners(
-        measured.job.owners,
-        tuple(_slower(first, factor) for factor in each),
-        tuple(_slower(last, factor) for factor in each),
-        measured.owner_link or LOOPBACK,
-        batches=batches,
+    ends = (
+        _part(measured.owner, range(measured.first_cut), m),
+        _part(measured.owner, range(measured.last_cut, count), m),
     )
+    emulate = measured.job.emulate
+    rows = []
+    for index in range(measured.job.owners):
+        kind = emulate.owner(index)
+        by = emulate.slow_down.get(owner_name(index), emulate.slow_down.get("owner", 1.0))
+        if kind is None:
+            rows.append((*(_slower(part, by) for part in ends), measured.owner_link or LOOPBACK))
+            continue
+        by *= kind.slow_down / emulate.time_scale
+        each = (
+            _slower(part, by) if given is None else _slower(_given(given), 1 / emulate.time_scale)
+            for part, given in zip(ends, (kind.first, kind.last), strict=True)
+        )
+        rows.append((*each, link_of(kind, emulate.time_scale)))
+    first, last, links = zip(*rows, strict=True)
+    return Owners(measured.job.owners, first, last, links, batches=batches)
+
+
+def own_s(measured: Measured) -> float:
+    """Gives the seconds of a processor that a batch takes on an owner, however slow a device it imitates."""
+    first, last = range(measured.first_cut), range(measured.last_cut, measured.owner.model_blocks)
+    parts = (_part(measured.owner, blocks, measured.micro_batches).all_s for blocks in (first, last))
+    return math.fsum(parts) / measured.owner.slow_down
+
+
+def link_of(kind: OwnerClass | NodeClass, time_scale: float = 1.0) -> NodeLink:
+    """Gives the link of a class of devices, in seconds of a run with that scale; jitter delays by half on average."""
+    rate = LOOPBACK.bytes_per_s if kind.bytes_per_s is None else kind.bytes_per_s * time_scale
+    return NodeLink(rate, (kind.latency_s + kind.jitter_s / 2) / time_scale)
+
+
+def _given(part: PartSeconds) -> PartTime:
+    return PartTime(part.forward_s, part.backward_s, part.update_s)
 
 
 def transfers_of(measured: Measured, bounds: Sequence[int]) -> Transfers:

@@ -12,11 +12,11 @@ from collections.abc import Mapping, Sequence
 
 from msgspec import Struct
 
-from zmpsl.planner.cost import Owners, pace
-from zmpsl.planner.measured import LOOPBACK, Measured, chain_of, owners_of, transfers_of
+from zmpsl.planner.cost import pace
+from zmpsl.planner.measured import LOOPBACK, Measured, chain_of, own_s, owners_of, transfers_of
 from zmpsl.planner.simulate import simulate
 
-__all__ = ["Prediction", "predict"]
+__all__ = ["Prediction", "owners_to_fill", "predict"]
 
 # Batches per owner that are played; a longer round goes on at the pace it has reached by then.
 MOST_PLAYED = 60
@@ -78,7 +78,7 @@ def predict(
     total = sum(batches)
     seconds = _play_s(measured, bounds, order, batches)
     busy = {name: total * part.all_s for name, part in zip(order, chain.parts, strict=True)}
-    work = _processor_s(measured, bounds, order, batches, owners)
+    work = _processor_s(measured, bounds, order, batches)
     for names in (hosts or {}).values():
         cores = min(p.cores for p in (measured.owner, *(node.profile for node in measured.nodes)))
         seconds = max(seconds, math.fsum(work[name] for name in names) / cores)
@@ -92,6 +92,18 @@ def predict(
         flow.owners_to_fill,
         flow.micro_batches,
     )
+
+
+def owners_to_fill(measured: Measured, bounds: Sequence[int], order: Sequence[str]) -> float:
+    """Gives K_min of a split, the owners that fill the pipe, by Little's law: round trip / bottleneck.
+
+    Args:
+        measured: What was measured.
+        bounds: Of all P parts, P + 1 block numbers.
+        order: Names of the nodes, in hop order.
+    """
+    flow = pace(chain_of(measured, bounds, order), owners_of(measured, 1), transfers_of(measured, bounds))
+    return flow.owners_to_fill
 
 
 def _named(bottleneck: str, order: Sequence[str]) -> str:
@@ -131,20 +143,21 @@ def _play_s(measured: Measured, bounds: Sequence[int], order: Sequence[str], bat
 
 
 def _processor_s(
-    measured: Measured, bounds: Sequence[int], order: Sequence[str], batches: tuple[int, ...], owners: Owners
+    measured: Measured, bounds: Sequence[int], order: Sequence[str], batches: tuple[int, ...]
 ) -> dict[str, float]:
     """Seconds of a processor that each node, and an owner on average, need in a round; messages are copied too."""
     chain, transfers = chain_of(measured, bounds, order), transfers_of(measured, bounds)
     nodes, total = {node.name: node.profile for node in measured.nodes}, sum(batches)
     work, m = {}, measured.micro_batches
+    emulate = measured.job.emulate
     for hop, name in enumerate(order):
         moved = 2 * (transfers.forward_bytes[hop] + transfers.forward_bytes[hop + 1])
-        compute = chain.parts[hop].all_s / nodes[name].slow_down
+        kind = emulate.node(hop)
+        here = kind is None or kind.compute == "real"  # else the profile is of another processor
+        compute = chain.parts[hop].all_s / nodes[name].slow_down if here else 0.0
         work[name] = total * (compute + moved / LOOPBACK.bytes_per_s + 2 * m * LOOPBACK.latency_s)
-    slow = measured.job.emulate.slow_down
-    one, by = owners.each()[0], slow.get("owner-0", slow.get("owner", 1.0))
     moved = 2 * (transfers.forward_bytes[0] + transfers.forward_bytes[-1])
-    compute = (one.first.all_s + one.last.all_s) / (measured.owner.slow_down * by)
+    compute = own_s(measured) if all(kind.compute == "real" for kind in emulate.owners) else 0.0
     each = compute + moved / LOOPBACK.bytes_per_s + 2 * m * LOOPBACK.latency_s
     work["owner"] = total / measured.job.owners * each
     return work

@@ -7,82 +7,27 @@ from collections import Counter
 from collections.abc import Iterator
 from itertools import combinations_with_replacement
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Literal
 
 import msgspec
-from msgspec import Meta, Struct
+from msgspec import Struct
 
 from zmpsl.errors import JobError
-from zmpsl.job.load import parse_as, parse_job
+from zmpsl.job.emulate import read_scenario
+from zmpsl.job.emulation import Emulate, NodeClass, Scenario
+from zmpsl.job.load import parse_job
 from zmpsl.job.schema import Job
-from zmpsl.planner.cost import Chain, Owners, PartTime, Transfers, aggregation_time, pace, paper_time
-from zmpsl.planner.measured import LOOPBACK, Measured, MeasuredNode, chain_of, owners_of, problem_of, transfers_of
-from zmpsl.planner.problem import NodeLink
+from zmpsl.planner.cost import Chain, Owners, Transfers, aggregation_time, pace, paper_time
+from zmpsl.planner.measured import Measured, MeasuredNode, chain_of, link_of, owners_of, problem_of, transfers_of
 from zmpsl.planner.simulate import simulate
 from zmpsl.planner.solution import Infeasible
 from zmpsl.planner.solver import solve
 from zmpsl.profiles import Profile, read_profile
 
-__all__ = ["Choice", "NodeClass", "OwnerClass", "Scenario", "choices", "load_scenario", "pareto"]
+__all__ = ["Choice", "choices", "load_scenario", "pareto"]
 
 MOST_CHOICES = 2000
-Positive = Annotated[float, Meta(gt=0)]
-Count = Annotated[int, Meta(ge=1)]
 Method = Literal["estimate", "simulate"]
-
-
-class _Part(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """Base of a scenario's sections: an unknown key is an error."""
-
-
-class OwnerClass(_Part, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """Owners that are alike; `slow_down` is against the device of the profile, `batches` those of a local epoch."""
-
-    count: Count = 1
-    slow_down: Positive = 1.0
-    bytes_per_s: Positive = LOOPBACK.bytes_per_s
-    latency_s: Annotated[float, Meta(ge=0)] = 0.0
-    batches: Count = 10
-
-
-class NodeClass(_Part, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """Compute nodes to be had: at most `count` of them, each for `price_per_hour`."""
-
-    name: str
-    count: Count = 1
-    slow_down: Positive = 1.0
-    memory_bytes: Positive | None = None
-    price_per_hour: Annotated[float, Meta(ge=0)] = 0.0
-    bytes_per_s: Positive = LOOPBACK.bytes_per_s
-    latency_s: Annotated[float, Meta(ge=0)] = 0.0
-
-
-class Scenario(_Part, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """A question.
-
-    Attributes:
-        profile: File written by `zmpsl profile`, with all blocks; beside the scenario's own file.
-        owners: Classes of owners.
-        nodes: Classes of compute nodes.
-        hops: Numbers of compute nodes to look at; None is from 1 to all there are.
-        first_cut: First block of the nodes.
-        last_cut: First block of the owners' last part; None is the last block.
-        local_epochs: r.
-        micro_batches: Pieces of a batch; the profile is for one piece.
-        epochs: Global epochs that the cost is for.
-        replicas: Replicas a node holds at a time; None is one per owner.
-    """
-
-    profile: str
-    owners: Annotated[tuple[OwnerClass, ...], Meta(min_length=1)]
-    nodes: Annotated[tuple[NodeClass, ...], Meta(min_length=1)]
-    hops: tuple[Count, ...] | None = None
-    first_cut: Count = 1
-    last_cut: Count | None = None
-    local_epochs: Count = 1
-    micro_batches: Count = 1
-    epochs: Count = 1
-    replicas: Count | None = None
 
 
 class Choice(Struct, frozen=True):
@@ -115,15 +60,9 @@ def load_scenario(path: Path) -> tuple[Scenario, Profile]:
     Raises:
         JobError: A file cannot be read, or says what cannot be; the message names file, line and key.
     """
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise JobError(f"{path}: cannot be read: {error}") from error
-    scenario = parse_as(Scenario, text, str(path))
-    names = [kind.name for kind in scenario.nodes]
-    for name in names:
-        if names.count(name) > 1:
-            raise JobError(f"{path}: nodes: {names.count(name)} classes are called {name!r}; give each its own name")
+    scenario = read_scenario(path)
+    if scenario.profile is None:
+        raise JobError(f"{path}: profile: an estimate needs the file that `zmpsl profile` wrote")
     return scenario, read_profile(path.parent / scenario.profile)
 
 
@@ -180,7 +119,7 @@ def _try(scenario: Scenario, profile: Profile, chosen: list[NodeClass], method: 
     )
     average_s = aggregation_time(owners, moved.owner_bytes)
     if method == "simulate":
-        seconds = simulate(chain, owners, moved, micro_batches=scenario.micro_batches, backward_first=True).epoch_s
+        seconds = simulate(chain, owners, moved, micro_batches=measured.micro_batches, backward_first=True).epoch_s
     else:
         seconds = estimate_s(chain, owners, moved)
     flow = pace(chain, owners, moved)
@@ -219,23 +158,23 @@ def _names(chosen: list[NodeClass]) -> list[str]:
 
 
 def _measured(scenario: Scenario, profile: Profile, nodes: dict[str, NodeClass]) -> Measured:
-    count = sum(kind.count for kind in scenario.owners)
+    count, micro = sum(kind.count for kind in scenario.owners), scenario.micro_batches or 1
     overrides = [
-        f"owners={count}", f"compute_nodes={len(nodes)}", f"first_cut={scenario.first_cut}",
-        f"train.batch_size={profile.batch_size * scenario.micro_batches}",
-        f"train.micro_batches={scenario.micro_batches}",
+        f"owners={count}", f"compute_nodes={len(nodes)}", f"first_cut={scenario.first_cut or 1}",
+        f"train.batch_size={profile.batch_size * micro}", f"train.micro_batches={micro}",
     ]  # fmt: skip
     name, _, momentum = profile.optimizer.partition("+")
     overrides += [f"optimizer.name={name}", f"optimizer.momentum={0.9 if momentum else 0.0}"]
     if scenario.last_cut is not None:
         overrides.append(f"last_cut={scenario.last_cut}")
     job: Job = parse_job("", "scenario", overrides)
+    job = msgspec.structs.replace(job, emulate=Emulate(owners=list(scenario.owners)))
     each = tuple(
         MeasuredNode(
             name,
             msgspec.structs.replace(profile, slow_down=profile.slow_down * kind.slow_down),
             kind.memory_bytes,
-            NodeLink(kind.bytes_per_s, kind.latency_s),
+            link_of(kind),
         )
         for name, kind in nodes.items()
     )
@@ -243,17 +182,5 @@ def _measured(scenario: Scenario, profile: Profile, nodes: dict[str, NodeClass])
 
 
 def _owners(scenario: Scenario, measured: Measured) -> Owners:
-    one = owners_of(measured, 1).each()[0]
-    rows = [kind for kind in scenario.owners for _ in range(kind.count)]
-
-    def slower(part: PartTime, by: float) -> PartTime:
-        return PartTime(by * part.forward_s, by * part.backward_s, by * part.update_s)
-
-    return Owners(
-        len(rows),
-        tuple(slower(one.first, kind.slow_down) for kind in rows),
-        tuple(slower(one.last, kind.slow_down) for kind in rows),
-        tuple(NodeLink(kind.bytes_per_s, kind.latency_s) for kind in rows),
-        batches=tuple(kind.batches for kind in rows),
-        local_epochs=scenario.local_epochs,
-    )
+    batches = tuple(kind.batches for kind in scenario.owners for _ in range(kind.count))
+    return msgspec.structs.replace(owners_of(measured, batches), local_epochs=scenario.local_epochs or 1)

@@ -1,8 +1,9 @@
 """What a part of the model costs a compute node: once for the part, and once more for every owner in flight.
 
     fixed    base weights, running sum, gradients and scratch of the one batch that is being worked on
-    slot     an owner's weights, optimiser state, saved activations and messages under way; with micro-batches its
-             gradients too, for they outlive a task there
+    slot     an owner's weights, optimiser state, saved activations and messages under way, and as much again that the
+             receive buffers keep for the next messages; with micro-batches its gradients too, for they outlive a task
+             there
 
 A node that has n owners in flight needs fixed + n * slot. While a round ends or is evaluated it needs other things
 instead of activations and optimiser state; `need` and `need_evaluating` say how much. Sizes come from the plan alone:
@@ -76,6 +77,10 @@ class PartMemory:
         """Messages of one owner that wait to be worked on or to leave, beside what is saved anyway."""
         return int(self.micros * (self.inputs + self.outputs) * ROUNDING)
 
+    def kept(self, owners: int) -> int:
+        """Gives the bytes of receive buffers that are free, and kept for the next messages of that many owners."""
+        return owners * self.buffers
+
     @property
     def fixed(self) -> int:
         """What the node needs however many owners are in flight."""
@@ -91,18 +96,18 @@ class PartMemory:
     def slot(self) -> int:
         """What one more owner in flight needs."""
         own = 0 if self.shared_gradients else self.trained
-        return self.base + self.optimizer + own + self.activations + self.buffers
+        return self.base + self.optimizer + own + self.activations + self.buffers + self.kept(1)
 
     def need(self, owners: int) -> int:
         """Gives the bytes for that many replicas: while they train, or while their average is stored."""
         training = self.fixed + owners * self.slot
         # The file is written from a copy. Replicas keep their weights' memory for the next round, and nothing else.
-        storing = self.base + self.accumulator + owners * self.base + self.base
+        storing = self.base + self.accumulator + owners * self.base + self.base + self.kept(owners)
         return max(training, storing)
 
     def need_evaluating(self, owners: int, replicas: int) -> int:
         """Gives the bytes for that many evaluating owners, beside the memory kept for replicas."""
-        kept = self.base + self.accumulator + replicas * self.base
+        kept = self.base + self.accumulator + replicas * self.base + self.kept(replicas)
         return kept + self.evaluation + owners * self.evaluation_slot
 
     def with_activations(self, prints: Sequence[Footprint]) -> PartMemory:
@@ -125,7 +130,7 @@ class PartMemory:
             ("optimiser state", owners * self.optimizer),
             ("gradients", own * self.trained),
             ("activations", owners * self.activations),
-            ("buffers", owners * self.buffers),
+            ("buffers", owners * self.buffers + self.kept(owners)),
             ("scratch", self.scratch),
         ]
 

@@ -97,6 +97,11 @@ class ReplicaPool(Generic[R]):
         return self.memory.need(self.held)
 
     @property
+    def kept_bytes(self) -> int:
+        """What receive buffers may keep."""
+        return self.memory.kept(self.capacity)
+
+    @property
     def waiting(self) -> list[int]:
         """Owners that wait for room, in the order they came."""
         return [owner for owner, state in self._states.items() if state is State.WAITING]

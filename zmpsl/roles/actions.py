@@ -36,11 +36,15 @@ class Tell:
 
 @dataclass(frozen=True, slots=True)
 class Connect:
-    """Open links to peers: place name -> address. `sender` is our place code in tasks."""
+    """Open links to peers: place name -> address. `sender` is our place code in tasks.
+
+    `keep_bytes` is how much memory receive buffers may keep that are free; None leaves that as it is.
+    """
 
     plan: Plan
     sender: int
     peers: dict[str, str]
+    keep_bytes: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

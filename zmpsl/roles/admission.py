@@ -1,11 +1,16 @@
-"""Which owners train, or evaluate, at the same time: as many as every compute node has memory for.
+"""Which owners train, or evaluate, at the same time: as many as fill the chain, and every compute node has memory for.
 
-The manager decides alone, before a round and by the plan only: an owner is admitted on all nodes or on none, so no two
-owners can ever hold what the other one waits for. When one is done, the next is told to begin.
+The manager decides alone: an owner is admitted on all nodes or on none, so no two owners can ever hold what the other
+one waits for. When one is done, the next is told to begin. Results do not depend on who trains at the same time.
+
+By Little's law round trip / bottleneck owners keep the busiest node busy; more only take memory. What was measured
+before the run may be wrong: owners and links differ, and change. So this is where a run begins, and while the busiest
+node has to wait, though there are owners and memory, more are let in.
 """
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -17,7 +22,7 @@ from zmpsl.plan import Block, Footprint, node_name, owner_name
 from zmpsl.pool.account import PartMemory, fitting, part_memory
 from zmpsl.pool.budget import Limits, readable, room_of
 
-__all__ = ["Admission", "Places", "rooms_of"]
+__all__ = ["Admission", "Filling", "Places", "rooms_of"]
 
 
 class Admission:
@@ -26,19 +31,38 @@ class Admission:
     Args:
         owners: Place names of all.
         limit: Most of them at a time; they are all where not given.
+
+    Attributes:
+        most: That limit.
+        limit: Most of them at a time now.
     """
 
     def __init__(self, owners: Sequence[str] = (), limit: int | None = None) -> None:
         self.owners = tuple(owners)
-        self.limit = len(owners) if limit is None else limit
+        self.limit = self.most = len(owners) if limit is None else limit
         self._next: deque[str] = deque()
         self._flying: set[str] = set()
+
+    @property
+    def waiting(self) -> int:
+        """Owners that have not begun."""
+        return len(self._next)
 
     def start(self, round_: int) -> list[str]:
         """Starts a round; gives who begins. Who comes first turns with the rounds; results do not depend on it."""
         turn = round_ * self.limit % max(1, len(self.owners))
         self._next = deque(self.owners[turn:] + self.owners[:turn])
         self._flying.clear()
+        return self._fill()
+
+    def aim(self, to_fill: float) -> None:
+        """Begins with as many as fill the chain, and half as many again, for batches do not come evenly."""
+        if math.isfinite(to_fill):
+            self.limit = min(self.most, 1 + math.ceil(1.5 * to_fill))
+
+    def widen(self) -> list[str]:
+        """Lets in half as many more, as far as they fit; gives who begins."""
+        self.limit = min(self.most, self.limit + max(1, self.limit // 2))
         return self._fill()
 
     def done(self, owner: str) -> list[str]:
@@ -60,12 +84,51 @@ class Admission:
         return begin
 
 
+class Filling:
+    """Watches whether the busiest node has to wait.
+
+    Over a window of time, in which every owner in flight has got through some batches, it worked less than `ENOUGH`.
+    """
+
+    WINDOW_S, BATCHES, ENOUGH = 3.0, 4, 0.9
+
+    def __init__(self) -> None:
+        self._since: tuple[float, int, dict[str, float]] | None = None
+
+    def restart(self) -> None:
+        """Forgets what was seen; a round begins, or other owners do."""
+        self._since = None
+
+    def waits(self, now: float, batches: int, busy: Mapping[str, float], owners: int) -> bool:
+        """Looks now and then.
+
+        Args:
+            now: Seconds.
+            batches: That were trained in this round by now.
+            busy: Seconds that each node has worked in this round.
+            owners: In flight.
+        """
+        if self._since is None:
+            self._since = now, batches, dict(busy)
+        start, before, worked = self._since
+        if now - start < self.WINDOW_S or batches - before < self.BATCHES * owners:
+            return False
+        self._since = None
+        most = max((seconds - worked.get(node, 0.0) for node, seconds in busy.items()), default=math.inf)
+        return most < self.ENOUGH * (now - start)
+
+
 def rooms_of(job: Job, joins: Mapping[str, Join]) -> tuple[int | None, ...]:
     """Gives the bytes that each compute node has for its part, by hop; None where nobody knows."""
     nodes = [joins[node_name(hop)] for hop in range(job.nodes)]
     hosts = [join.host for join in nodes]
     limits = [Limits(join.host_bytes, join.used_bytes, join.memory) for join in nodes]
-    return tuple(room_of(job.memory, limits[hop], hosts.count(hosts[hop])) for hop in range(job.nodes))
+    rooms = []
+    for hop in range(job.nodes):
+        kind = job.emulate.node(hop)
+        known = [room_of(job.memory, limits[hop], hosts.count(hosts[hop])), None if kind is None else kind.memory_bytes]
+        rooms.append(min((int(room) for room in known if room is not None), default=None))
+    return tuple(rooms)
 
 
 class Places:
@@ -111,12 +174,13 @@ class Places:
         self.evaluating = Admission(owners, min(self._evaluating(hop, fit, len(owners)) for hop in range(job.nodes)))
 
     def __str__(self) -> str:
-        fit = self.training.limit
+        fit, now = self.training.most, self.training.limit
         each = [
             f"{node_name(hop)} takes {readable(memory.need(fit))} of {'?' if room is None else readable(room)}"
             for hop, (memory, room) in enumerate(zip(self.parts, self.rooms, strict=True))
         ]
-        return f"{fit} of {len(self.training.owners)} owners train at a time: {', '.join(each)}"
+        fills = f"; {now} should fill the chain, so {now} begin" if now < fit else ""
+        return f"{fit} of {len(self.training.owners)} owners can train at a time: {', '.join(each)}{fills}"
 
     def _fitting(self, hop: int, least: int, most: int) -> int:
         memory, room = self.parts[hop], self.rooms[hop]

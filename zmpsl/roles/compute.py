@@ -79,7 +79,7 @@ class ComputeNode(Member):
         check_model(plan, self.place)
         # What an earlier plan built goes first: there may be no room for both.
         vars(self).pop("engine", None)
-        self.engine = ComputeEngine(plan, self.part)
+        self.engine = self._build(plan)
         if plan.start_round:
             self._load(plan)
         self.engine.begin(plan.start_round)
@@ -88,7 +88,8 @@ class ComputeNode(Member):
         neighbours = (ends if self.hop == 0 else [node_name(self.hop - 1)]) + (
             ends if self.hop == self.hops - 1 else [node_name(self.hop + 1)]
         )
-        yield Connect(plan, 1 + self.hop, {name: names[name] for name in dict.fromkeys(neighbours)})
+        links = {name: names[name] for name in dict.fromkeys(neighbours)}
+        yield Connect(plan, 1 + self.hop, links, self.engine.pool.kept_bytes or None)
         yield Say(Ready(plan=plan.version))
 
     def handle(self, task: Task) -> Iterator[Action]:
@@ -156,6 +157,9 @@ class ComputeNode(Member):
         self.meter.restart()
         self.round += 1
         self.engine.begin(self.round)
+
+    def _build(self, plan: Plan) -> ComputeEngine:
+        return ComputeEngine(plan, self.part)
 
     def _load(self, plan: Plan) -> None:
         if self.folder is None:

@@ -81,6 +81,7 @@ class Manager(Publishing):
             self.board.tell_progress(self.phase.value, self.round)
             for seat in self.roster:
                 yield Tell(seat.identity, Ping())
+            yield from self._fill_the_chain(now)
         yield from self._look_around(now)
         if self.job is None or self.phase not in (Phase.GATHERING, Phase.DESCRIBING, Phase.BUILDING, Phase.RECOVERING):
             return
@@ -259,6 +260,16 @@ class Manager(Publishing):
         self._digests = {}
         self.board.begin(self.round)
         yield from self._tell_owners(self._training.start(self.round), Begin(round=self.round), all_others=True)
+
+    def _fill_the_chain(self, now: float) -> Iterator[Action]:
+        """Lets more owners in while the busiest node has to wait for them."""
+        training = self._training
+        if self.phase is not Phase.TRAINING or training.limit == training.most or not training.waiting:
+            self._filling.restart()
+        elif self._filling.waits(now, *self.board.work, training.limit):
+            before, begin = training.limit, training.widen()
+            self.board.notice(f"the busiest node has to wait: {training.limit} owners train at a time, not {before}")
+            yield from self._tell_owners(begin, Begin(round=self.round))
 
     def _arrived(self, place: str, phase: Phase, round_: int) -> Iterator[Action]:
         if phase is not self.phase or round_ != self.round:

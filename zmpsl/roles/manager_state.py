@@ -12,7 +12,7 @@ from zmpsl.job.schema import Job
 from zmpsl.messages import Described, Finish, FromManager
 from zmpsl.plan import Block, Plan
 from zmpsl.roles.actions import Action, Stop, Tell
-from zmpsl.roles.admission import Admission
+from zmpsl.roles.admission import Admission, Filling
 from zmpsl.roles.planning import CutPlanning
 from zmpsl.roles.recovery import Recovery
 from zmpsl.roles.roster import Roster
@@ -66,6 +66,7 @@ class ManagerState(ABC):
         self._described_as = Described(blocks=())
         self._cutting: CutPlanning | None = None
         self._training, self._evaluating = Admission(), Admission()
+        self._filling = Filling()
         if self.folder is not None:
             self.board.log_to(self.folder)
 

@@ -38,6 +38,7 @@ from zmpsl.plan import AGGREGATOR, Activation, Plan
 from zmpsl.pool.budget import Limits
 from zmpsl.roles.actions import Action, Disconnect, Say, Stop
 from zmpsl.roles.meter import Meter
+from zmpsl.roles.pacing import pace_of
 from zmpsl.transport.mask import KnownMask
 from zmpsl.transport.task import Op, Task
 
@@ -61,12 +62,14 @@ class Member:
         own_process: Set by programs that run one role per process; then the job's `threads` is set for torch.
         allowed_code: The `module:function` names a job may make this role import and call; None for any. A job comes
             over the network, so a role that takes jobs from others should know beforehand what it runs for them.
+        progress_every_s: How often it says how far it is; a driver with many roles has them speak less.
         memory: Budget of this process, as text; empty where the job's holds. Only compute nodes keep to one.
     """
 
     role = "member"
     own_process = False
     memory = ""
+    progress_every_s = PROGRESS_EVERY_S
     allowed_code: tuple[str, ...] | None = None
 
     def __init__(self, runs: Path | None = None, place: str = "") -> None:
@@ -171,7 +174,7 @@ class Member:
 
     def tick(self, now: float) -> Iterator[Action]:
         """Called now and then with the time in seconds; says how far we are."""
-        if self.plan is not None and now - self._told_at >= PROGRESS_EVERY_S:
+        if self.plan is not None and now - self._told_at >= self.progress_every_s:
             self._told_at = now
             yield Say(self.progress(self.plan))
 
@@ -277,8 +280,7 @@ class Member:
         self._consent(plan.job)
         self.plan = plan
         self.round = plan.start_round
-        slow = plan.job.emulate.slow_down
-        self.meter.slow_down = slow.get(self.place, slow.get(self.role, 1.0))
+        self.meter.pace = pace_of(plan, self.place)
         if self.folder is not None:
             self.meter.record_to(self.folder, self.place)
         yield from self.build(plan)

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from zmpsl.messages import LinkStats, Stats
 from zmpsl.observe.timeline import Recorder
+from zmpsl.roles.pacing import Pace
 from zmpsl.transport.task import Task
 
 __all__ = ["Meter"]
@@ -22,10 +23,12 @@ class Meter:
     Args:
         traffic: Gives bytes sent, bytes received and messages rejected since the start.
         links: Gives what was sent on each kind of link since the start.
-    """
 
-    # Factor on the time that work takes, where a slower device is imitated; the rest is slept.
-    slow_down = 1.0
+    Attributes:
+        pace: How long work shall take, where a device is imitated; None where it takes what it takes.
+        spend: Lets the time of imitated work pass: gets the seconds it shall take and those it took. Sleeps; a driver
+            with many roles puts its own here.
+    """
 
     def __init__(
         self, traffic: Callable[[], tuple[int, int, int]], links: Callable[[], dict[str, LinkStats]] = dict
@@ -38,6 +41,8 @@ class Meter:
         self._tasks = 0
         self._before = (0, 0, 0)
         self._since = time.perf_counter()
+        self.pace: Pace | None = None
+        self.spend: Callable[[float, float], None] = lambda wanted_s, took_s: time.sleep(max(0.0, wanted_s - took_s))
 
     def record_to(self, folder: Path, name: str) -> None:
         """Starts writing a timeline."""
@@ -51,12 +56,13 @@ class Meter:
         """
         start, worked = time.perf_counter_ns(), time.thread_time()
         yield
-        kind = _KINDS.get(op)
-        if self.slow_down > 1 and op != "A":
+        kind, end = _KINDS.get(op), time.perf_counter_ns()
+        if self.pace is not None:
             # Processor time, not time on the clock: what others on this machine take from us is not to be multiplied.
-            target_s = self.slow_down * (time.thread_time() - worked)
-            time.sleep(max(0.0, target_s - (time.perf_counter_ns() - start) / 1e9))
-        end = time.perf_counter_ns()
+            wanted_s = self.pace(op, task, time.thread_time() - worked)
+            if wanted_s is not None:
+                self.spend(wanted_s, (end - start) / 1e9)
+                end = max(time.perf_counter_ns(), start + int(1e9 * wanted_s))
         if kind is not None:
             self._seconds[kind] = self._seconds.get(kind, 0.0) + (end - start) / 1e9
         self._tasks += 1

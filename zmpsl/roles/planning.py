@@ -8,6 +8,7 @@ of a quiet machine. Cuts change no result: training is bit for bit the same wher
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,8 +18,8 @@ from zmpsl.errors import JobError, LocalProtocolError, RemoteProtocolError
 from zmpsl.job.schema import Job
 from zmpsl.messages import Measure, Profiled, Welcome
 from zmpsl.plan import Block, check_cuts, fingerprint, node_name, owner_name
-from zmpsl.planner.measured import Measured, MeasuredNode, problem_of
-from zmpsl.planner.predict import Prediction, predict
+from zmpsl.planner.measured import Measured, MeasuredNode, link_of, problem_of
+from zmpsl.planner.predict import Prediction, owners_to_fill, predict
 from zmpsl.planner.problem import NodeLink, Problem
 from zmpsl.planner.solution import Solution
 from zmpsl.planner.solver import solve, solve_in_order
@@ -44,22 +45,26 @@ def measured_of(job: Job, owner: Profile, nodes: dict[str, Profile]) -> Measured
     Raises:
         JobError: A profile is damaged or of something else.
     """
-    slow, plan = job.emulate.slow_down, job.planning
+    plan = job.planning
     node_link = None if plan.node_bytes_per_s is None else NodeLink(plan.node_bytes_per_s, plan.latency_s)
     owner_link = None if plan.owner_bytes_per_s is None else NodeLink(plan.owner_bytes_per_s, plan.latency_s)
-    return Measured(
-        job,
-        tuple(
-            MeasuredNode(name, _slowed(profile, slow.get(name, 1.0)), plan.node_memory.get(name), node_link)
-            for name, profile in nodes.items()
-        ),
-        owner,
-        owner_link,
+    found = tuple(
+        _imitated(job, hop, MeasuredNode(name, profile, plan.node_memory.get(name), node_link))
+        for hop, (name, profile) in enumerate(nodes.items())
     )
+    return Measured(job, found, owner, owner_link)
 
 
-def _slowed(profile: Profile, factor: float) -> Profile:
-    return msgspec.structs.replace(profile, slow_down=profile.slow_down * factor)
+def _imitated(job: Job, hop: int, node: MeasuredNode) -> MeasuredNode:
+    """Gives the node as slow, and its link and memory as small, as the job has it."""
+    emulate = job.emulate
+    kind, factor = emulate.node(hop), emulate.slow_down.get(node.name, 1.0)
+    if kind is not None:
+        memory = node.memory_bytes if kind.memory_bytes is None else kind.memory_bytes
+        node = msgspec.structs.replace(node, memory_bytes=memory, link=link_of(kind, emulate.time_scale))
+        factor *= kind.slow_down / emulate.time_scale
+    slowed = msgspec.structs.replace(node.profile, slow_down=node.profile.slow_down * factor)
+    return msgspec.structs.replace(node, profile=slowed)
 
 
 class CutPlanning:
@@ -141,7 +146,7 @@ class CutPlanning:
         measured = self._take(seats)
         # What the job says of node-0 holds for whoever has that place now.
         named = [*self.job.emulate.slow_down, *self.job.planning.node_memory, *(seat.join.place for seat in seats)]
-        fixed = any(name.startswith("node") for name in named)
+        fixed = bool(self.job.emulate.nodes) or any(name.startswith("node") for name in named)
         self.solution = _solve(problem_of(measured), self.job, fixed)
         pieces = self.solution.pieces
         self.bounds = (0, pieces[0].first, *(piece.stop for piece in pieces), len(self.blocks))
@@ -165,6 +170,12 @@ class CutPlanning:
             return None
         order = [node.name for node in self._measured.nodes]
         return predict(self._measured, self.bounds, order, batches, self._hosts)
+
+    def to_fill(self) -> float:
+        """Gives how many owners fill the chain, infinitely many where nothing is known."""
+        if self._measured is None:
+            return math.inf
+        return owners_to_fill(self._measured, self.bounds, [node.name for node in self._measured.nodes])
 
     def _give_up(self, why: str) -> None:
         self.bounds = check_cuts(self.job, len(self.blocks))

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 from zmpsl.checkpoint import Record, write_record, write_text
 from zmpsl.errors import JobError, LocalProtocolError
+from zmpsl.job.emulate import words
 from zmpsl.job.load import dump_job
 from zmpsl.job.schema import Job
 from zmpsl.messages import Describe, Described, Publish
@@ -76,6 +77,8 @@ class Publishing(Recovering):
         joins = {seat.place: seat.join for seat in self.roster}
         places = Places(job, blocks, bounds, self._described_as.footprints, joins)
         self._training, self._evaluating = places.training, places.evaluating
+        if job.owners_in_flight == "auto" and self._cutting is not None and self._cutting.bounds == bounds:
+            self._training.aim(self._cutting.to_fill())
         self.plan = plan = Plan(
             version=version,
             run=self._run,
@@ -91,12 +94,14 @@ class Publishing(Recovering):
             stored=self.record.bounds if start and self.record is not None and self.record.bounds != bounds else (),
             footprints=self._described_as.footprints,
             rooms=places.rooms,
-            in_flight=places.training.limit,
+            in_flight=places.training.most,
             recompute=tuple(memory.recompute for memory in places.parts),
         )
         self._store(plan)
         self.board.planned(plan)
-        if places.training.limit < len(plan.active):
+        if job.emulate.owners or job.emulate.nodes:
+            self.board.notice(words(job))
+        if self._training.limit < len(plan.active):
             self.board.notice(str(places))
         self.phase, self._since = Phase.BUILDING, None
         for seat in self.roster:

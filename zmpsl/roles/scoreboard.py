@@ -81,7 +81,7 @@ class Scoreboard:
                 parts=parts,
                 owners=len(plan.active),
                 nodes=self._nodes,
-                emulated=bool(plan.job.emulate.slow_down),
+                emulated=plan.job.emulate.active,
             )
         )
 
@@ -119,7 +119,7 @@ class Scoreboard:
             return
         now, (before, batches_before, busy_before) = time.time(), self._told
         batches, loss = self._batches_and_loss()
-        busy = {node: _busy(self._stats[node]) for node in self._nodes if node in self._stats}
+        busy = self.work[1]
         span = max(now - before, 1e-9)
         shares = {
             node: min(1.0, max(0.0, (seconds - busy_before.get(node, 0.0)) / span)) for node, seconds in busy.items()
@@ -139,6 +139,12 @@ class Scoreboard:
                 predicted_busy=self.expected.busy if self.expected is not None and phase == "training" else {},
             )
         )
+
+    @property
+    def work(self) -> tuple[int, dict[str, float]]:
+        """Batches that were trained in this round by now, and the seconds each node has worked in it."""
+        busy = {node: _busy(self._stats[node]) for node in self._nodes if node in self._stats}
+        return self._batches_and_loss()[0], busy
 
     def committed(self, round_: int, digests: dict[str, str]) -> None:
         """A round counts."""

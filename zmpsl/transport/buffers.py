@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 __all__ = ["ALIGNMENT", "BufferPool", "size_class"]
 
+KEEP_BYTES = 256 << 20
 # What BLAS libraries ask for; results of torch may differ on other addresses.
 ALIGNMENT = 64
 
@@ -37,13 +38,22 @@ class BufferPool:
         keep_bytes: Free memory above this is given back to the system.
     """
 
-    def __init__(self, keep_bytes: int = 256 << 20) -> None:
+    def __init__(self, keep_bytes: int = KEEP_BYTES) -> None:
         self._free: dict[int, list[memoryview]] = defaultdict(list)
         self._leases: dict[int, weakref.ref[Slab]] = {}
         self._keep_bytes = keep_bytes
         self.free_bytes = 0
         self.leased_bytes = 0
         self.allocations = 0
+
+    def keep(self, nbytes: int | None) -> None:
+        """Keeps no more free memory than this, and never more than 256 MiB; None leaves it as it is."""
+        if nbytes is None:
+            return
+        self._keep_bytes = min(nbytes, KEEP_BYTES)
+        if self.free_bytes > self._keep_bytes:
+            self._free.clear()
+            self.free_bytes = 0
 
     def take(self, nbytes: int) -> Slab:
         """Leases memory.

@@ -25,7 +25,7 @@ from zmpsl.transport.task import Task
 from zmpsl.transport.tcp_info import Reading, delivered
 from zmpsl.transport.wire import HEADER_BYTES, INLINE, MAX_MESSAGE, Header, Message, parse, split
 
-__all__ = ["Inbox", "Link", "configure", "monitor"]
+__all__ = ["Inbox", "Link", "configure", "many_sockets", "monitor"]
 
 # Messages libzmq may hold per connection; each is at most 1 MiB. With fewer, small tensors stop and start all the time;
 # with more, large ones no longer fit the processor's caches.
@@ -37,8 +37,17 @@ HEARTBEAT_TIMEOUT_S = 20
 ZERO_COPY_FROM = 1 << 18
 # As plain integers: operations on pyzmq's enumerations cost a microsecond.
 DONTWAIT, DONTWAIT_MORE, RCVMORE = int(zmq.DONTWAIT), int(zmq.DONTWAIT | zmq.SNDMORE), int(zmq.RCVMORE)
+# libzmq's own limit is 1,023: a compute node could not have more than 340 owners.
+MOST_SOCKETS = 1 << 15
 # Small messages that wait leave together in frames of this size; larger ones would save little more.
 BUNDLE = 8 * (HEADER_BYTES + INLINE)
+
+
+def many_sockets() -> zmq.Context[zmq.Socket[bytes]]:
+    """Gives a context with room for the links to thousands of owners; a link takes three sockets."""
+    context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+    context.set(zmq.MAX_SOCKETS, MOST_SOCKETS)
+    return context
 
 
 def configure(
