@@ -57,13 +57,16 @@ class Owner:
     test_indices: Indices
 
 
-def train(job: Job, data_dir: Path | None = None, absent: Sequence[int] = ()) -> Reference:
+def train(
+    job: Job, data_dir: Path | None = None, absent: Sequence[int] = (), active: Sequence[Sequence[int]] = ()
+) -> Reference:
     """Trains as the job says; cuts, compute nodes and the network play no part. Torch's random state is left as it was.
 
     Args:
         job: The job.
         data_dir: Folder of the data set, instead of the job's `data.dir`.
         absent: Owners that are left out of every round.
+        active: By round, the owners that take part; all who are not absent where not given.
     """
     data = {name: getattr(job.data, name) for name in job.data.__struct_fields__}
     if data_dir is not None:
@@ -74,7 +77,8 @@ def train(job: Job, data_dir: Path | None = None, absent: Sequence[int] = ()) ->
         model = initial_model(job)
         memory = initial_memory(job, model)
         for round_ in range(job.train.rounds):
-            trained = [train_owner(job, model, memory, owner, round_) for owner in owners]
+            here = [owner for owner in owners if not active or owner.number in active[round_]]
+            trained = [train_owner(job, model, memory, owner, round_) for owner in here]
             states, memories, samples, losses = zip(*trained, strict=True)
             state, memory = weighted_mean(states, samples), weighted_mean(memories, samples)
             model.load_state_dict({name: torch.from_numpy(array) for name, array in state.items()})  # copies

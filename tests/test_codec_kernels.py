@@ -3,46 +3,24 @@
 from __future__ import annotations
 
 import hashlib
-import importlib.util
 import itertools
 import os
 import subprocess
 import sys
 import threading
-from types import ModuleType
 
 import numpy as np
 import pytest
-from codec_samples import GOLDEN, STEP, bell, canonical, samples
+from codec_cases import ALL, NATIVE, TWIN, bell, canonical, decode, encode, samples
+from codec_samples import GOLDEN
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from zmpsl import codec_twins
-from zmpsl.codec_kernels import KERNELS, NAMES, Kernels, gather
+from zmpsl.codec_kernels import KERNELS, NAMES, Kernels
 
 FUZZ = settings(max_examples=120, deadline=None)
 EXACT = ("bitmap", "bytes", "huff")
 FLOATS = [name for name in NAMES if name != "bytes"]
-TWIN = gather(codec_twins)
-
-
-def native(isa: str) -> Kernels | None:
-    """The C kernels of one set: a module of its own, since a set is picked when a module is made."""
-    spec = importlib.util.find_spec("zmpsl._codecs")
-    if spec is None or spec.loader is None:
-        return None
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("ZMPSL_ISA", isa)
-        try:
-            module: ModuleType = importlib.util.module_from_spec(spec)
-            spec.loader.exec_module(module)
-        except ValueError:  # not on this processor
-            return None
-    return gather(module)
-
-
-ALL = {"numpy": TWIN, **{isa: native(isa) for isa in ("portable", "avx2", "neon")}}
-NATIVE = [kernels for isa, kernels in ALL.items() if kernels is not None and isa != "numpy"]
 
 
 @pytest.fixture(params=ALL)
@@ -56,26 +34,6 @@ def kernels(request: pytest.FixtureRequest) -> Kernels:
 SIZES = (0, 1, 2, 3, 7, 8, 9, 63, 64, 65, 255, 256, 257, 2047, 2049, 65535, 65536, 65537, 150001)
 
 
-def encode(kernels: Kernels, name: str, values: np.ndarray, step: float = STEP) -> bytes:
-    """Encodes into a destination of exactly the bound, and checks that nothing beyond it was written."""
-    kernel = kernels.formats[name]
-    room = kernel.bound(values.nbytes if name == "bytes" else values.size)
-    memory = np.full(room + 64, 0xA5, np.uint8)
-    before = values.tobytes()
-    size = kernel.encode_into(values, memory[:room], *((step,) if name == "qz" else ()))
-    assert size <= room
-    assert (memory[room:] == 0xA5).all()
-    assert values.tobytes() == before
-    return memory[:size].tobytes()
-
-
-def decode(kernels: Kernels, name: str, encoding: bytes, n: int) -> np.ndarray:
-    memory = np.full(n + 16, 7, np.float32)
-    assert kernels.formats[name].decode_into(encoding, memory[:n]) == 4 * n
-    assert (memory[n:] == 7).all()
-    return memory[:n]
-
-
 class TestSameBytes:
     @pytest.mark.parametrize("n", SIZES)
     def test_c_and_twin_agree(self, n: int) -> None:
@@ -87,6 +45,16 @@ class TestSameBytes:
             for kernels in NATIVE:
                 assert encode(kernels, name, values) == expected, (kernels.isa, name, kind)
                 assert canonical(decode(kernels, name, expected, n)) == result, (kernels.isa, name, kind)
+
+    @pytest.mark.parametrize("bad", [np.nan, -np.nan, np.inf, -np.inf])
+    @pytest.mark.parametrize("at", [0, 700, 2047, 5000, 9999])
+    def test_one_value_that_is_not_finite_among_many(self, at: int, bad: float) -> None:
+        """Kernels take many blocks at a time as long as all are finite; here one group in the midst is not."""
+        values = bell(10000)
+        values[at] = bad
+        for name, kernels in itertools.product(("bf16", "int8", "int4"), NATIVE):
+            assert encode(kernels, name, values) == encode(TWIN, name, values), (kernels.isa, name)
+        assert {kernels.mean_square(values) for kernels in NATIVE} <= {TWIN.mean_square(values)}
 
     def test_bounds_and_sums_agree(self) -> None:
         for kernels, n in itertools.product(NATIVE, SIZES):

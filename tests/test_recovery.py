@@ -39,6 +39,7 @@ def disturbed(job_: Job, runs: Path, blows: list[tuple[str, signal.Signals]]) ->
 
     thread = threading.Thread(target=work)
     thread.start()
+
     def reached(rounds: int) -> bool:
         return bool(results) or ((folder / "record.json").exists() and read_record(folder).last >= rounds)
 

@@ -69,7 +69,7 @@ def test_the_run_goes_on_with_fewer_nodes_under_other_cuts(tmp_path: Path, place
 def test_a_role_that_hangs_counts_as_lost(tmp_path: Path):
     """Its connection is open and its heartbeats are answered, but its code does nothing: as a dead disk leaves it."""
     awake = threading.Event()
-    settings = ["owners=2", "train.rounds=100000", "evaluate.every=0", "recover.silent_s=1", "recover.quorum=0.5"]
+    settings = ["owners=2", "train.rounds=100000", "evaluate.every=0", "recover.silent_s=3", "recover.quorum=0.5"]
     with ThreadedRun(
         job("data.args.limit=96", "train.batch_size=16", *settings, "recover.wait_s=0.3"), tmp_path
     ) as run:
@@ -80,7 +80,7 @@ def test_a_role_that_hangs_counts_as_lost(tmp_path: Path):
         wait_for(lambda: manager.plan is not None and manager.plan.active == (0,) and manager.phase is Phase.TRAINING)
         awake.set()
         assert victim.drain(10)
-        assert "has said nothing for 1 s" in str(victim.error)
+        assert "has said nothing for 3 s" in str(victim.error)
         assert run.manager.stop()
 
 

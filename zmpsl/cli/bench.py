@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    from zmpsl.codec_trial import Trial
+
 __all__ = ["bench"]
 
 # What a tensor to try codecs on is taken from.
@@ -54,7 +56,8 @@ def codec(
     """Tell ratio, speed and error of each codec.
 
     Speeds are bytes of the tensor per second on one thread; errors are relative to the tensor. A model has fresh
-    weights and made-up inputs: a model that has learnt something gives other tensors.
+    weights and made-up inputs: a model that has learnt something gives other tensors. Where zstandard, blosc2 or torch
+    is installed, their own ways to pack follow; they know no mask, so they get zeros outside of it.
     """
     with errors():
         for title, values, activation in _tensors(tensor, mask, model, args, cut, batch):
@@ -184,8 +187,11 @@ def _rate(mbit: float) -> str:
 def _table(
     title: str, values: NDArray[np.float32], activation: NDArray[np.float32] | None, codecs: tuple[str, ...]
 ) -> None:
+    import numpy as np
+
     from zmpsl.codec_kernels import KERNELS
-    from zmpsl.codec_trial import TEXTS, try_codec
+    from zmpsl.codec_rivals import rivals
+    from zmpsl.codec_trial import TEXTS, try_codec, try_rival
     from zmpsl.errors import JobError
     from zmpsl.observe.readable import amount
 
@@ -196,8 +202,19 @@ def _table(
             trial = try_codec(text, values, activation)
         except ValueError as problem:
             raise JobError(f"--codec: {problem}") from problem
-        speeds = [f"{amount(each)}/s" for each in (trial.encode_bytes_per_s, trial.decode_bytes_per_s)]
-        speeds = ["-", "-"] if text == "none" else speeds
-        error = f"{trial.error:.4f}" if trial.error else "0"
-        click.echo(f"  {text:<28}{trial.ratio:>8.2f}{speeds[0]:>13}{speeds[1]:>13}{error:>10}")
+        _row(trial)
+    if not codecs:
+        expected = np.ascontiguousarray(values if activation is None else np.where(activation != 0, values, values * 0))
+        for rival in rivals(expected):
+            if rival.name not in TEXTS:
+                _row(try_rival(rival, expected))
     click.echo("")
+
+
+def _row(trial: Trial) -> None:
+    from zmpsl.observe.readable import amount
+
+    speeds = [f"{amount(each)}/s" for each in (trial.encode_bytes_per_s, trial.decode_bytes_per_s)]
+    speeds = ["-", "-"] if trial.codec == "none" else speeds
+    error = f"{trial.error:.4f}" if trial.error else "0"
+    click.echo(f"  {trial.codec:<28}{trial.ratio:>8.2f}{speeds[0]:>13}{speeds[1]:>13}{error:>10}")

@@ -34,12 +34,14 @@ class Publishing(Recovering):
         return f"not ready: {listed(seat.place for seat in self.roster if not seat.ready)}"
 
     def _maybe_describe(self) -> Iterator[Action]:
-        if self.job is None or self.phase is not Phase.GATHERING or self.roster.missing(self.job):
+        if self.job is None or self.phase is not Phase.GATHERING or self.roster.missing(self.job) - self._absent:
             return
         if any(seat.paused < seat.join.plan for seat in self.roster):  # they worked for a manager before this one
             return
         self.phase, self._cutting = Phase.DESCRIBING, None
-        asked = next(seat for seat in self.roster if seat.place == owner_name(0))
+        here = {seat.place: seat for seat in self.roster}
+        asked = next(here[name] for name in map(owner_name, range(self.job.owners)) if name in here)
+        self._asked = asked.place
         yield Tell(asked.identity, Describe(job=self.job))
 
     def _described(self, message: Described) -> Iterator[Action]:
