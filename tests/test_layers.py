@@ -36,7 +36,7 @@ LAYERS = [
     ["zmpsl.link_trial"],
     ["zmpsl.data", "zmpsl.engine", "zmpsl.observe", "zmpsl.checkpoint", "zmpsl.planner"],
     ["zmpsl.roles"],
-    ["zmpsl.station", "zmpsl.life"],
+    ["zmpsl.station", "zmpsl.life", "zmpsl.link_watch"],
     ["zmpsl.security"],
     ["zmpsl.loop", "zmpsl.manager_loop", "zmpsl.submit"],
     ["zmpsl.crowd"],

@@ -246,7 +246,7 @@ def _spec(measured: Measured, node: MeasuredNode) -> NodeSpec:
     times, m = _times(node.profile, blocks, measured.micro_batches), measured.micro_batches
     return NodeSpec(
         node.name, memory_bytes=node.memory_bytes, overhead_s=_fixed_s(node.profile, m), link=node.link,
-        times=tuple(times),
+        times=tuple(times), max_share=measured.job.privacy.max_share,
     )  # fmt: skip
 
 

@@ -10,6 +10,7 @@ Labels and raw inputs stay in this file's objects: what is sent are outputs of p
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -52,6 +53,7 @@ class DataOwner(Member):
     def __init__(self, runs: Path | None = None, place: str = "", data_dir: Path | None = None) -> None:
         super().__init__(runs, place)
         self.data_dir = data_dir
+        self._secret = secrets.token_bytes(32)  # never leaves this process; noise on smashed data follows from it
         self._split: tuple[tuple[Data, int], Split] | None = None  # read for the description, until the plan is here
         self._batch: Batch | None = None
         self._batches: Iterator[Batch] = iter(())
@@ -119,7 +121,7 @@ class DataOwner(Member):
         check_model(plan, self.place)
         if self._data_of != plan.job:  # a plan that only follows a lost role changes nothing
             self.data, self._data_of = self._load_data(plan.job, self.index), plan.job
-        self.engine = OwnerEngine(plan, self.index)
+        self.engine = OwnerEngine(plan, self.index, self._secret)
         self._tally = Tally()
         ends = {peer.name: peer.endpoint for peer in (plan.nodes[0], plan.nodes[-1], plan.aggregator)}
         yield Connect(plan, OWNER_SENDER, ends)
@@ -203,7 +205,7 @@ class DataOwner(Member):
         task = Task(Op.FORWARD, self._plan().version, self.index, *at, batch.micros, batch.samples)
         batch.sent += 1
         with self.meter.measure("F", task):
-            output = self.engine.first_forward(batch.inputs[task.micro], at)
+            output = self.engine.first_forward(batch.inputs[task.micro], at, batch.samples)
         yield Send(node_name(0), task.reply(Op.FORWARD, to_array(output), self.engine.first_mask(at)))
 
     def _turn(self, task: Task) -> Iterator[Action]:
@@ -310,7 +312,7 @@ class DataOwner(Member):
         test.targets[number] = targets
         task = Task(Op.EVALUATE, self._plan().version, self.index, test.round, batch=number)
         with self.meter.measure("E", task):
-            output = self.engine.evaluate_first(inputs)
+            output = self.engine.evaluate_first(inputs, test.round, number)
         yield Send(node_name(0), task.reply(Op.EVALUATE, to_array(output)))
 
     def _score(self, task: Task) -> Iterator[Action]:

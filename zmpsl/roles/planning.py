@@ -163,6 +163,24 @@ class CutPlanning:
             if name is not None and not seat.standby:
                 self._hosts.setdefault(seat.join.host, []).append(name)
 
+    def again(self, job: Job) -> Iterator[Action]:
+        """Solves anew for the nodes that are left, from the profiles there are.
+
+        Args:
+            job: The job with the number of nodes that are left; they have their new places.
+
+        Raises:
+            JobError: No split fits, or there is no profile of a node that is left; `bounds` are even then.
+        """
+        self.job, self.bounds, self.solution, self._measured, self._hosts = job, (), None, None, {}
+        try:
+            if self._owner is None or any(self._by_host.get(seat.join.host) is None for seat in self._nodes()):
+                raise JobError("there is no profile of every compute node that is left")
+            yield from self.solve()
+        except JobError:
+            self.bounds = check_cuts(job, len(self.blocks))
+            raise
+
     def expect(self) -> Prediction | None:
         """Predicts a round; None where nothing is known or can be said."""
         batches = tuple(self.batches.get(owner_name(index), 0) for index in range(self.job.owners))

@@ -11,7 +11,7 @@ from zmpsl.job.emulate import words
 from zmpsl.job.load import dump_job
 from zmpsl.job.schema import Job
 from zmpsl.messages import Describe, Described, Publish
-from zmpsl.plan import AGGREGATOR, Block, Plan, check_cuts, fingerprint, node_name, owner_name
+from zmpsl.plan import AGGREGATOR, Block, Plan, check_cuts, check_exposure, fingerprint, node_name, owner_name
 from zmpsl.roles.actions import Action, Tell
 from zmpsl.roles.admission import Places
 from zmpsl.roles.manager_state import Phase
@@ -75,6 +75,7 @@ class Publishing(Recovering):
         if job is None:
             raise LocalProtocolError("a plan needs a job")
         self._run = self._run or f"{job.name}-{time.strftime('%Y%m%d-%H%M%S')}"
+        check_exposure(job, blocks, bounds)
         start, digests = self._resume_point(blocks)
         joins = {seat.place: seat.join for seat in self.roster}
         places = Places(job, blocks, bounds, self._described_as.footprints, joins)
