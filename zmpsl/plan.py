@@ -29,6 +29,7 @@ __all__ = [
     "even_cuts",
     "fingerprint",
     "micro_samples",
+    "held_by_nodes",
     "middle_blocks",
     "node_name",
     "owner_name",
@@ -202,6 +203,15 @@ def middle_blocks(job: Job, blocks: int) -> range:
             " model"
         )
     return range(first, last)
+
+
+def held_by_nodes(job: Job, blocks: int) -> range:
+    """Gives the blocks that compute nodes hold, also where the job lists its cuts.
+
+    Raises:
+        JobError: There are too few.
+    """
+    return middle_blocks(job, blocks) if isinstance(job.cuts, str) else range(job.cuts[0], job.cuts[-1])
 
 
 def even_cuts(job: Job, blocks: int) -> tuple[int, ...]:

@@ -27,7 +27,7 @@ from zmpsl.engine.owner import OwnerEngine
 from zmpsl.errors import DataError, RemoteProtocolError
 from zmpsl.job.schema import Data, Job
 from zmpsl.messages import Describe, Described, Evaluated, Measure, Progress, Ready, Trained
-from zmpsl.plan import AGGREGATOR, Activation, Plan, micro_samples, middle_blocks, node_name
+from zmpsl.plan import AGGREGATOR, Activation, Plan, held_by_nodes, micro_samples, node_name
 from zmpsl.roles.actions import Action, Connect, Say, Send
 from zmpsl.roles.member import Member
 from zmpsl.roles.profiling import profiled
@@ -107,10 +107,10 @@ class DataOwner(Member):
             torch.set_num_threads(job.threads)
         self.data, self._data_of = self._load_data(job, index), job
         blocks = summarise(job.model)
-        middle = middle_blocks(job, len(blocks))
+        middle = held_by_nodes(job, len(blocks))
         inputs, _ = self.data.train.batch(np.arange(micro_samples(job)))
         ends = [number for number in range(len(blocks)) if number not in middle]
-        yield Say(profiled(job, blocks, ends, torch.from_numpy(inputs)))
+        yield Say(profiled(job, blocks, ends, torch.from_numpy(inputs), True))  # for its batch to come back
 
     def build(self, plan: Plan) -> Iterator[Action]:
         """Loads the data, builds both parts, opens links to the chain's ends and the aggregator."""

@@ -50,20 +50,26 @@ class Publishing(Recovering):
             return
         self._described_as = message
         bounds = check_cuts(job, len(message.blocks))
-        if job.cuts == "auto" and record is not None and len(record.bounds) == len(bounds):
+        same = record is not None and len(record.bounds) == len(bounds)
+        if job.cuts == "auto" and record is not None and same:
             bounds = record.bounds  # a run goes on with the cuts it began with
-        elif job.cuts == "auto":
-            self._cutting = CutPlanning(job, message.blocks, self.roster)
-            yield from self._cut(self._cutting, self._cutting.start())
+        given = () if job.cuts == "auto" and not same else bounds
+        self._cutting = CutPlanning(job, message.blocks, self.roster, given)
+        if record is not None and given:  # nobody is to wait for measurements again
+            self._cutting.recall(self.folder)
+            yield from self._first_plan(bounds)
             return
-        yield from self._first_plan(bounds)
+        yield from self._cut(self._cutting, self._cutting.start())
 
     def _cut(self, cutting: CutPlanning, asking: Iterator[Action]) -> Iterator[Action]:
         yield from asking
         if cutting.complete and self.plan is None:
             yield from cutting.solve()
             yield from self._first_plan(cutting.bounds)
-            self.board.notice(cutting.text)
+            if self.folder is not None:
+                cutting.keep(self.folder)
+            if cutting.text:
+                self.board.notice(cutting.text)
 
     def _first_plan(self, bounds: tuple[int, ...]) -> Iterator[Action]:
         # Above every plan of which something may still be under way, when this manager follows one that was lost.
