@@ -178,6 +178,13 @@ class Codec(Settings, frozen=True, forbid_unknown_fields=True, kw_only=True):
     parts: Annotated[
         str, Meta(description="the owners' first and last part, to and from the aggregator; exact codecs only")
     ] = "none"
+    checkpoints: Annotated[
+        Literal["none", "lz4", "bitmap", "huff"],
+        Meta(
+            description="part files of checkpoints: `none` safetensors, which every tool reads; `huff` about a seventh"
+            " smaller, read by zmpsl alone"
+        ),
+    ] = "none"
     links: Annotated[
         dict[str, str],
         Meta(description="exceptions per link, such as `owner>node-0: qz(0.5)` or `node-0>node-1: none`"),
