@@ -69,3 +69,9 @@ def test_a_killed_role_comes_back(quiet: Path, tmp_path: Path, place: str):
     assert len([event for event in events if isinstance(event, PlanEvent)]) >= 2
     if place != "manager":
         assert any(event.place == place for event in events if isinstance(event, NoticeEvent))
+
+
+def test_a_hung_manager_is_replaced(quiet: Path, tmp_path: Path):
+    """It is stopped, so it neither ends nor answers; the members wait for it, and the launcher must not."""
+    result = disturbed(job(*OVERRIDES), tmp_path, [("manager", signal.SIGSTOP)])
+    assert differing(load_state_dict(result.folder), load_state_dict(quiet)) == []

@@ -123,10 +123,11 @@ def _encode_floats(bits: U32, half: bool) -> list[U8]:
 def _least_to_keep(sizes: U32, share: float) -> int:
     """Gives the least magnitude of about the wanted share of all values, as bits of a float32.
 
-    It comes from a sample: groups of 8 values at even distances, `SAMPLE` to twice as many in all; every value where
-    there are fewer. It is the largest multiple of 2^12 that keeps the wanted share of the sample.
+    It comes from a sample: groups of 8 values at even distances, about `SAMPLE` in all; every value where there are
+    fewer than twice as many. The distance is an odd number of groups, or the sample would see the same pixels of every
+    image. It is the largest multiple of 2^12 that keeps the wanted share of the sample.
     """
-    apart = 1 if sizes.size < 2 * SAMPLE else sizes.size // SAMPLE
+    apart = 1 if sizes.size < 2 * SAMPLE else sizes.size // SAMPLE | 1
     sample = sizes
     if apart > 1:
         sample = sizes[: sizes.size // 8 * 8].reshape(-1, 8)[::apart].ravel()

@@ -1,5 +1,6 @@
 /* topk: the largest values as bf16_huff, zeros for the others. The least magnitude to keep comes from a sample: groups of
- * 8 values at even distances, ZC_SAMPLE to twice as many in all; every value where there are fewer. It is the largest multiple of 2^12, as bits of a float32, that keeps the wanted share of the sample. */
+ * 8 values at even distances, about ZC_SAMPLE in all; every value where there are fewer than twice as many. The distance
+ * is an odd number of groups, or the sample would see the same pixels of every image. The magnitude is the largest multiple of 2^12, as bits of a float32, that keeps the wanted share of the sample. */
 #include "memory.h"
 
 enum { ZC_SAMPLE = 8192, COARSE = 2048 };
@@ -7,7 +8,7 @@ enum { ZC_SAMPLE = 8192, COARSE = 2048 };
 /* Counts the sample by its upper 11 bits, or by the 8 bits below them where these are `upper`; signs do not count. */
 static size_t count_sample(const u32u *x, size_t n, uint32_t upper, uint32_t *bins)
 {
-    size_t apart = n < 2 * ZC_SAMPLE ? 1 : n / ZC_SAMPLE;
+    size_t apart = n < 2 * ZC_SAMPLE ? 1 : n / ZC_SAMPLE | 1;
     size_t end = apart == 1 ? n : n / 8 * 8;
     size_t sampled = 0;
     for (size_t base = 0; base < end; base += 8 * apart) {

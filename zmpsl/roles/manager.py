@@ -198,8 +198,7 @@ class Manager(Publishing):
         if known is not None:
             yield from self._back(known, join)
             return
-        if join.place:
-            yield from self._make_room(join.place)
+        yield from self._make_room(join)
         try:
             seat = self.roster.add(who, join, self.job)
         except JoinError as error:

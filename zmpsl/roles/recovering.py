@@ -7,10 +7,10 @@ from collections.abc import Iterator
 
 from msgspec.structs import replace
 
-from zmpsl.errors import JoinError, PeerLostError
+from zmpsl.errors import JobError, JoinError, PeerLostError
 from zmpsl.job.schema import Job
 from zmpsl.messages import Join, Pause, Ping, Refused, Welcome
-from zmpsl.plan import check_cuts, node_name
+from zmpsl.plan import AGGREGATOR, check_cuts, node_name
 from zmpsl.roles.actions import Action, Tell
 from zmpsl.roles.manager_state import ManagerState, Phase
 from zmpsl.roles.roster import NEW, Seat, listed
@@ -48,10 +48,15 @@ class Recovering(ManagerState):
             yield Tell(seat.identity, Refused(exit_code=JoinError.exit_code, text=f"{place} {why}"))
             yield from self._gone(seat, why)
 
-    def _make_room(self, place: str) -> Iterator[Action]:
-        """Somebody asks for a place: is whoever had it still there?"""
-        seat = self.roster.at(place)
-        if seat is not None:
+    def _make_room(self, join: Join) -> Iterator[Action]:
+        """Somebody asks for a place that is taken, or for any where none is free: is who has it still there?"""
+        job = self.job
+        held = [seat for seat in self.roster if seat.join.role == join.role and not seat.standby]
+        wanted = [seat for seat in self.roster if seat.place == join.place]
+        if not join.place and job is not None:
+            there_are = {"owner": job.owners, "compute": job.nodes, AGGREGATOR: 1}.get(join.role, 0)
+            wanted = held if len(held) >= there_are else []
+        for seat in wanted:
             yield Tell(seat.identity, Ping())
             if seat.unreachable_since is not None:
                 yield from self._gone(seat, "is gone; another process takes its place")
@@ -190,6 +195,14 @@ class Recovering(ManagerState):
         fewer = self._with_nodes(job, len(nodes))
         yield from self._renumber(fewer, nodes)
         bounds = check_cuts(fewer, len(self.plan.blocks))
+        if self._cutting is not None:
+            try:
+                yield from self._cutting.again(fewer)
+                if self._cutting.text:
+                    self.board.notice(self._cutting.text)
+            except JobError as error:
+                self.board.notice(f"{error}; the cuts are even")
+            bounds = self._cutting.bounds
         yield from self._publish(self.plan.version + 1, self.plan.blocks, bounds)
 
     def _with_nodes(self, job: Job, nodes: int) -> Job:
