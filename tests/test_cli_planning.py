@@ -17,7 +17,6 @@ from zmpsl.errors import JobError
 from zmpsl.planner.advice import advise, micro_problem
 from zmpsl.planner.problem import NodeLink
 from zmpsl.planner.scenario import Choice, choices, load_scenario, pareto
-from zmpsl.planner.solution import Infeasible
 from zmpsl.profiles import read_profile
 from zmpsl.roles.planning import measured_of
 
@@ -132,36 +131,6 @@ class TestAdvice:
         assert ways["multihop level 3"].epoch_s is None
         assert "bytes short" in ways["multihop level 3"].text
         assert ways["horizontal"].epoch_s is None or ways["horizontal"].epoch_s > 0
-
-    def test_no_node_sees_more_than_it_may(self) -> None:
-        profile = read_profile(PROFILE)
-        two = {"node-0": profile, "node-1": profile}
-        settings = job("planning.max_blocks={node-0: 1}")
-        found = advise(measured_of(settings, profile, two), (24,) * 4)
-        (held,) = [part for part in found.parts if part.where == "node-0"]
-        assert held.stop - held.first == 1
-        ways = {way.name: way for way in found.alternatives}
-        for name in ("even", "horizontal", "multihop level 3"):
-            assert ways[name].epoch_s is None
-        assert "node-0 would see" in ways["horizontal"].text
-
-    def test_a_share_of_the_parameters_is_kept_to(self) -> None:
-        profile = read_profile(PROFILE)
-        two = {"node-0": profile, "node-1": profile}
-        with pytest.raises(Infeasible, match=r"at most 1\.0% of the parameters"):
-            advise(measured_of(job("planning.max_share={node-0: 0.01, node-1: 0.01}"), profile, two), (24,) * 4)
-
-    @pytest.mark.parametrize(
-        ("settings", "message"),
-        [
-            (["planning.max_blocks={node-0: 1}", "cuts=even"], "they go with cuts: auto, here cuts are even"),
-            (["planning.max_share={node-7: 0.5}"], "planning.max_share: 'node-7' is not there"),
-            (["planning.max_share={node-0: 0}"], "planning.max_share"),
-        ],
-    )
-    def test_limits_that_cannot_be_kept_are_refused(self, settings: list[str], message: str) -> None:
-        with pytest.raises(JobError, match=message):
-            job(*settings)
 
     def test_a_slow_link_is_paid_for(self) -> None:
         profile = read_profile(PROFILE)

@@ -296,13 +296,7 @@ def check_job(job: Job, source: str) -> None:
     _check_names(source, "emulate.slow_down", job.emulate.slow_down, known - {"aggregator"})
     _check_classes(job, source)
     nodes = {name for name in known if name.startswith("node")}
-    for key in ("node_memory", "max_blocks", "max_share"):
-        _check_names(source, f"planning.{key}", getattr(job.planning, key), nodes)
-    if job.planning.exposure and job.cuts != "auto":
-        raise JobError(
-            f"{source}: planning.max_blocks and planning.max_share are kept by solved cuts: they go with cuts: auto,"
-            f" here cuts are {job.cuts}"
-        )
+    _check_names(source, "planning.node_memory", job.planning.node_memory, nodes)
     for link in job.codec.links:
         ends = link.split(">")
         if len(ends) != 2 or not set(ends) <= known:

@@ -270,14 +270,6 @@ class Planning(Settings, frozen=True, forbid_unknown_fields=True, kw_only=True):
         dict[str, Annotated[int, Meta(ge=0)]],
         Meta(description="bytes that compute nodes may use for their part, such as `node-0: 2000000000`"),
     ] = field(default_factory=dict)
-    max_blocks: Annotated[
-        dict[str, Count],
-        Meta(description="the most blocks that compute nodes may see, such as `node-0: 5`"),
-    ] = field(default_factory=dict)
-    max_share: Annotated[
-        dict[str, Annotated[float, Meta(gt=0, le=1)]],
-        Meta(description="the largest share of the model's parameters that nodes may see, such as `node-0: 0.5`"),
-    ] = field(default_factory=dict)
     profile: Annotated[
         str | None, Meta(description="file written by `zmpsl profile`, taken for all roles instead of measuring")
     ] = None
@@ -294,11 +286,6 @@ class Planning(Settings, frozen=True, forbid_unknown_fields=True, kw_only=True):
     latency_s: Annotated[
         Annotated[float, Meta(ge=0)], Meta(description="latency of these links, where a rate is given")
     ] = 0.0
-
-    @property
-    def exposure(self) -> bool:
-        """Whether a node may see only so much of the model."""
-        return bool(self.max_blocks or self.max_share)
 
 
 class Job(Settings, frozen=True, forbid_unknown_fields=True, kw_only=True):

@@ -18,7 +18,7 @@ from zmpsl.planner.micro import MicroPlan, best
 from zmpsl.planner.predict import Prediction, predict
 from zmpsl.planner.problem import BlockCost, NodeSpec, Problem
 from zmpsl.planner.simulate import simulate
-from zmpsl.planner.solution import Infeasible, Solution, exposed
+from zmpsl.planner.solution import Infeasible, Solution
 from zmpsl.planner.solver import Backend, solve
 
 __all__ = ["Advice", "Alternative", "Held", "advise", "bounds_of", "micro_problem"]
@@ -188,7 +188,7 @@ def _alternatives(
     for hops in range(1, count):
         few = msgspec.structs.replace(problem, nodes=problem.nodes[:hops])
         ways.append((f"multihop level {hops + 2}", lambda few=few: solve(few, backend)))  # type: ignore[misc]
-    found = [_alternative(measured, batches, problem, name, way) for name, way in ways]
+    found = [_alternative(measured, batches, name, way) for name, way in ways]
     if count > 1:
         found.append(_horizontal(measured, batches, problem))
     order, bounds = [piece.node for piece in solution.pieces], bounds_of(measured, solution)
@@ -198,13 +198,9 @@ def _alternatives(
     return found
 
 
-def _alternative(
-    measured: Measured, batches: tuple[int, ...], problem: Problem, name: str, make: Callable[[], Solution]
-) -> Alternative:
+def _alternative(measured: Measured, batches: tuple[int, ...], name: str, make: Callable[[], Solution]) -> Alternative:
     try:
         plan = make()
-        if seen := exposed(problem, plan.assignment):
-            raise Infeasible("; ".join(seen))
         if plan.short:
             raise Infeasible(
                 "; ".join(f"{one.node} lacks {one.lacks_bytes:,.0f} bytes" for one in plan.short), plan.short
@@ -221,9 +217,6 @@ def _alternative(
 def _horizontal(measured: Measured, batches: tuple[int, ...], problem: Problem) -> Alternative:
     """Every node holds all blocks of the middle and serves some of the owners; the slowest lane counts."""
     name = "horizontal"
-    whole_middle = [(node.name, measured.first_cut, measured.last_cut) for node in measured.nodes]
-    if seen := exposed(problem, whole_middle):
-        return Alternative(name, None, None, "; ".join(seen))
     bounds = (0, measured.first_cut, measured.last_cut, measured.owner.model_blocks)
     moved, lanes = transfers_of(measured, bounds), []
     for node in measured.nodes:

@@ -244,10 +244,8 @@ def _slower(part: PartTime, factor: float) -> PartTime:
 def _spec(measured: Measured, node: MeasuredNode) -> NodeSpec:
     blocks = [node.profile.blocks[index] for index in range(measured.first_cut, measured.last_cut)]
     times, m = _times(node.profile, blocks, measured.micro_batches), measured.micro_batches
-    limits = measured.job.planning
     return NodeSpec(
-        node.name, memory_bytes=node.memory_bytes, max_blocks=limits.max_blocks.get(node.name),
-        max_share=limits.max_share.get(node.name), overhead_s=_fixed_s(node.profile, m), link=node.link,
+        node.name, memory_bytes=node.memory_bytes, overhead_s=_fixed_s(node.profile, m), link=node.link,
         times=tuple(times),
     )  # fmt: skip
 

@@ -145,9 +145,7 @@ class CutPlanning:
         seats = self._nodes()
         measured = self._take(seats)
         # What the job says of node-0 holds for whoever has that place now.
-        plan = self.job.planning
-        named = [*self.job.emulate.slow_down, *plan.node_memory, *plan.max_blocks, *plan.max_share]
-        named += [seat.join.place for seat in seats]
+        named = [*self.job.emulate.slow_down, *self.job.planning.node_memory, *(seat.join.place for seat in seats)]
         fixed = bool(self.job.emulate.nodes) or any(name.startswith("node") for name in named)
         self.solution = _solve(problem_of(measured), self.job, fixed)
         pieces = self.solution.pieces
@@ -198,8 +196,6 @@ class CutPlanning:
         return owners_to_fill(self._measured, self.bounds, [node.name for node in self._measured.nodes])
 
     def _give_up(self, why: str) -> None:
-        if self.job.planning.exposure:
-            raise JobError(f"{why}, so planning.max_blocks and max_share cannot be kept: give planning.profile")
         self.bounds = check_cuts(self.job, len(self.blocks))
         self.text = f"{why}; the cuts are even. planning.profile takes a profile from a file"
 

@@ -200,15 +200,8 @@ class Recovering(ManagerState):
                 yield from self._cutting.again(fewer)
                 self.board.notice(self._cutting.text)
             except JobError as error:
-                if fewer.planning.exposure:
-                    yield from self.finish(error.exit_code, str(error))
-                    return
                 self.board.notice(f"{error}; the cuts are even")
             bounds = self._cutting.bounds
-        elif fewer.planning.exposure:
-            text = "nothing is known of the compute nodes that are left, so planning.max_blocks and max_share cannot be"
-            yield from self.finish(JobError.exit_code, f"{text} kept: start the manager again with --resume")
-            return
         yield from self._publish(self.plan.version + 1, self.plan.blocks, bounds)
 
     def _with_nodes(self, job: Job, nodes: int) -> Job:
