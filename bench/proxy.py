@@ -167,9 +167,10 @@ class Proxy:
             if not data:
                 sink.close()
                 return
-            sink.write(data)
-            with suppress(OSError):  # the reader of the same connection learns of it too
-                await sink.drain()
+            if not sink.is_closing():
+                sink.write(data)
+                with suppress(OSError):  # the reader of the same connection learns of it too
+                    await sink.drain()
             self._harm.counts["bytes"] += len(data)
             queue.task_done()
 

@@ -12,6 +12,7 @@ import threading
 import numpy as np
 import pytest
 from codec_cases import ALL, NATIVE, TWIN, bell, canonical, decode, encode, samples
+from codec_samples import GOLDEN
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -117,19 +118,6 @@ def test_another_thread_runs_while_c_works() -> None:
     finally:
         sys.setswitchinterval(interval)
     assert next(count) > 100
-
-
-# Digests of all encodings of `samples(70001)`, in order; they hold for every machine and every version to come.
-GOLDEN = {
-    "bf16": "df6dd9643ac2b953",
-    "int8": "af4dd057ae3c730e",
-    "int4": "7c215909936123c6",
-    "bitmap": "4e7f7be9fa5ec36a",
-    "bytes": "53b0c12ee6ce8ce6",
-    "huff": "9e709eede5995dd8",
-    "bf16_huff": "9f385e58cc107920",
-    "qz": "ddd54cb6fdb9c737",
-}
 
 
 @pytest.mark.parametrize("name", NAMES)

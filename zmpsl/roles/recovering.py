@@ -198,7 +198,8 @@ class Recovering(ManagerState):
         if self._cutting is not None:
             try:
                 yield from self._cutting.again(fewer)
-                self.board.notice(self._cutting.text)
+                if self._cutting.text:
+                    self.board.notice(self._cutting.text)
             except JobError as error:
                 self.board.notice(f"{error}; the cuts are even")
             bounds = self._cutting.bounds
