@@ -18,6 +18,7 @@ from zmpsl.job.schema import Optimizer
 
 __all__ = [
     "BlockProfile",
+    "MessageCost",
     "Profile",
     "Timing",
     "check_profile",
@@ -36,6 +37,38 @@ class Timing(Struct, frozen=True, array_like=True):
     median_s: float
     low_s: float
     high_s: float
+
+
+class MessageCost(Struct, frozen=True, forbid_unknown_fields=True):
+    """What a message costs a role through the sockets of its own device, without a codec: seconds, and seconds a byte.
+
+    Attributes:
+        send_s: Of the role that sends, which does not compute meanwhile.
+        receive_s: Likewise of the one that receives.
+        transit_s: Between the two, on one device: nobody waits for it but the task.
+        processor_s: Of all threads on both ends.
+    """
+
+    send_s: float = 0.0
+    receive_s: float = 0.0
+    transit_s: float = 0.0
+    processor_s: float = 0.0
+    send_s_per_byte: float = 0.0
+    receive_s_per_byte: float = 0.0
+    transit_s_per_byte: float = 0.0
+    processor_s_per_byte: float = 0.0
+
+    def sending_s(self, messages: float, nbytes: float) -> float:
+        """Gives the sender's seconds for some messages with so many bytes in all."""
+        return messages * self.send_s + nbytes * self.send_s_per_byte
+
+    def receiving_s(self, messages: float, nbytes: float) -> float:
+        """Gives the receiver's, likewise."""
+        return messages * self.receive_s + nbytes * self.receive_s_per_byte
+
+    def working_s(self, messages: float, nbytes: float) -> float:
+        """Gives the processor's on both ends, likewise."""
+        return messages * self.processor_s + nbytes * self.processor_s_per_byte
 
 
 class BlockProfile(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -86,6 +119,7 @@ class Profile(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
         add_s_per_byte: Seconds to take one byte of a replica's state into the average.
         mean_s_per_byte: Seconds to make one byte of the mean, and of its digest.
         slow_down: By how much the device's speed is imitated to be lower; all seconds are to be multiplied by it.
+        messages: What a message costs; None where it was not measured.
         blocks: By number in the model.
     """
 
@@ -107,6 +141,7 @@ class Profile(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     add_s_per_byte: float = 0.0
     mean_s_per_byte: float = 0.0
     slow_down: float = 1.0
+    messages: MessageCost | None = None
     blocks: dict[int, BlockProfile]
 
     @property
@@ -141,6 +176,8 @@ def check_profile(profile: Profile, where: str) -> None:
         if getattr(profile, field) < 1:
             raise JobError(f"{where}: {field} is {getattr(profile, field)}; it must be at least 1: {again}")
     numbers = [(name, getattr(profile, name), -1) for name in ("task_s", "step_s", "add_s_per_byte", "mean_s_per_byte")]
+    if profile.messages is not None:
+        numbers += [(f"messages.{name}", value, -1) for name, value in msgspec.structs.asdict(profile.messages).items()]
     if not (math.isfinite(profile.slow_down) and profile.slow_down > 0):
         raise JobError(f"{where}: slow_down is {profile.slow_down}; it must be a finite number above 0")
     for index, block in profile.blocks.items():

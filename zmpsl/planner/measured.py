@@ -27,6 +27,7 @@ __all__ = [
     "MeasuredNode",
     "chain_of",
     "link_of",
+    "own_link",
     "own_s",
     "micro_samples",
     "owners_of",
@@ -34,7 +35,8 @@ __all__ = [
     "transfers_of",
 ]
 
-# What a link is taken for where nobody says: TCP between two processes of one machine, with our own work on a message.
+# What a link is taken for where nobody says and nobody measured: TCP between two processes of one machine, with our own
+# work on a message.
 LOOPBACK = NodeLink(1e9, 2e-4)
 # The accumulator of a float32 state holds two float64 for every element.
 ACCUMULATOR = 4
@@ -56,7 +58,7 @@ class Measured(Struct, frozen=True):
         job: The job; its first and last cut, batch size, micro-batches and memory model count.
         nodes: The compute nodes.
         owner: Profile of the first and last part on a data owner.
-        owner_link: An owner's link, both ways; None is `LOOPBACK`.
+        owner_link: An owner's link, both ways; None is what it measured to itself, else `LOOPBACK`.
         replicas: Replicas a node holds at a time; None is one per owner.
 
     Raises:
@@ -157,7 +159,7 @@ def chain_of(measured: Measured, bounds: Sequence[int], order: Sequence[str]) ->
     parts = tuple(
         _part(nodes[name].profile, range(bounds[p], bounds[p + 1]), measured.micro_batches) for name, p in pairs
     )
-    links = tuple(nodes[name].link or LOOPBACK for name in order[1:])
+    links = tuple(nodes[name].link or own_link(nodes[name].profile) for name in order[1:])
     return Chain(parts, links)
 
 
@@ -174,7 +176,7 @@ def owners_of(measured: Measured, batches: int | tuple[int, ...]) -> Owners:
         kind = emulate.owner(index)
         by = emulate.slow_down.get(owner_name(index), emulate.slow_down.get("owner", 1.0))
         if kind is None:
-            rows.append((*(_slower(part, by) for part in ends), measured.owner_link or LOOPBACK))
+            rows.append((*(_slower(part, by) for part in ends), measured.owner_link or own_link(measured.owner)))
             continue
         by *= kind.slow_down / emulate.time_scale
         each = (
@@ -192,6 +194,13 @@ def own_s(measured: Measured) -> float:
     m = measured.micro_batches
     parts = _part(measured.owner, first, m), _part(measured.owner, last, m, back=0)
     return math.fsum(part.all_s for part in parts) / measured.owner.slow_down
+
+
+def own_link(profile: Profile) -> NodeLink:
+    """Gives a device's link to itself as measured, for want of any news of its links to others."""
+    cost = profile.messages
+    # What was too little to be told from nothing is taken for 100 GB/s.
+    return LOOPBACK if cost is None else NodeLink(1 / max(cost.transit_s_per_byte, 1e-11), cost.transit_s)
 
 
 def link_of(kind: OwnerClass | NodeClass, time_scale: float = 1.0) -> NodeLink:

@@ -12,8 +12,9 @@ from collections.abc import Mapping, Sequence
 
 from msgspec import Struct
 
-from zmpsl.planner.cost import pace
-from zmpsl.planner.measured import LOOPBACK, Measured, chain_of, own_s, owners_of, transfers_of
+from zmpsl.planner.cost import Chain, Owners, Transfers, pace
+from zmpsl.planner.handling import handled, message_work_s
+from zmpsl.planner.measured import Measured, chain_of, own_s, owners_of, transfers_of
 from zmpsl.planner.simulate import simulate
 
 __all__ = ["Prediction", "owners_to_fill", "predict"]
@@ -72,10 +73,8 @@ def predict(
     Raises:
         JobError: The split does not fit what was measured.
     """
-    chain, transfers = chain_of(measured, bounds, order), transfers_of(measured, bounds)
-    owners = owners_of(measured, batches)
-    flow = pace(chain, owners, transfers)
-    total = sum(batches)
+    flow = pace(*_flow(measured, bounds, order, batches))
+    chain, transfers, total = chain_of(measured, bounds, order), transfers_of(measured, bounds), sum(batches)
     seconds = _play_s(measured, bounds, order, batches)
     busy = {name: total * part.all_s for name, part in zip(order, chain.parts, strict=True)}
     work = _processor_s(measured, bounds, order, batches)
@@ -102,8 +101,16 @@ def owners_to_fill(measured: Measured, bounds: Sequence[int], order: Sequence[st
         bounds: Of all P parts, P + 1 block numbers.
         order: Names of the nodes, in hop order.
     """
-    flow = pace(chain_of(measured, bounds, order), owners_of(measured, 1), transfers_of(measured, bounds))
-    return flow.owners_to_fill
+    return pace(*_flow(measured, bounds, order, 1)).owners_to_fill
+
+
+def _flow(
+    measured: Measured, bounds: Sequence[int], order: Sequence[str], batches: int | tuple[int, ...]
+) -> tuple[Chain, Owners, Transfers]:
+    """Gives chain and owners with all that keeps them from the next batch, messages too."""
+    transfers = transfers_of(measured, bounds)
+    chain, owners = chain_of(measured, bounds, order), owners_of(measured, batches)
+    return *handled(measured, chain, owners, transfers, order), transfers
 
 
 def _named(bottleneck: str, order: Sequence[str]) -> str:
@@ -123,21 +130,21 @@ def _average_s(measured: Measured, part_bytes: Sequence[float], order: Sequence[
 
 
 def _play_s(measured: Measured, bounds: Sequence[int], order: Sequence[str], batches: tuple[int, ...]) -> float:
-    chain, transfers = chain_of(measured, bounds, order), transfers_of(measured, bounds)
     if importlib.util.find_spec("simpy") is None:
-        return pace(chain, owners_of(measured, batches), transfers).bound_s
+        return pace(*_flow(measured, bounds, order, batches)).bound_s
     m = measured.micro_batches
+
+    def play(each: tuple[int, ...]) -> float:
+        return simulate(*_flow(measured, bounds, order, each), micro_batches=m, backward_first=True).epoch_s
+
     events = measured.job.owners * m * 4 * (len(order) + 2)
     most = max(2, min(MOST_PLAYED, MOST_EVENTS // max(1, events)))
     if max(batches) <= most:
-        return simulate(chain, owners_of(measured, batches), transfers, micro_batches=m, backward_first=True).epoch_s
+        return play(batches)
     # Two shorter rounds tell how much each further batch takes.
     share = [min(1.0, most / max(batches)), min(1.0, most / max(batches)) / 2]
     rounds = [tuple(max(1, round(part * one)) for one in batches) for part in share]
-    long, short = (
-        simulate(chain, owners_of(measured, each), transfers, micro_batches=m, backward_first=True).epoch_s
-        for each in rounds
-    )
+    long, short = (play(each) for each in rounds)
     more = sum(rounds[0]) - sum(rounds[1])
     return long + (sum(batches) - sum(rounds[0])) * (long - short) / more if more else long
 
@@ -148,16 +155,12 @@ def _processor_s(
     """Seconds of a processor that each node, and an owner on average, need in a round; messages are copied too."""
     chain, transfers = chain_of(measured, bounds, order), transfers_of(measured, bounds)
     nodes, total = {node.name: node.profile for node in measured.nodes}, sum(batches)
-    work, m = {}, measured.micro_batches
-    emulate = measured.job.emulate
+    work, messages, emulate = {}, message_work_s(measured, transfers, order), measured.job.emulate
     for hop, name in enumerate(order):
-        moved = 2 * (transfers.forward_bytes[hop] + transfers.forward_bytes[hop + 1])
         kind = emulate.node(hop)
         here = kind is None or kind.compute == "real"  # else the profile is of another processor
         compute = chain.parts[hop].all_s / nodes[name].slow_down if here else 0.0
-        work[name] = total * (compute + moved / LOOPBACK.bytes_per_s + 2 * m * LOOPBACK.latency_s)
-    moved = 2 * (transfers.forward_bytes[0] + transfers.forward_bytes[-1])
+        work[name] = total * (compute + messages[name])
     compute = own_s(measured) if all(kind.compute == "real" for kind in emulate.owners) else 0.0
-    each = compute + moved / LOOPBACK.bytes_per_s + 2 * m * LOOPBACK.latency_s
-    work["owner"] = total / measured.job.owners * each
+    work["owner"] = total / measured.job.owners * (compute + messages["owner"])
     return work

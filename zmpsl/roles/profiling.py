@@ -17,6 +17,7 @@ import msgspec
 from zmpsl.engine.profile import Effort, conditions, measure
 from zmpsl.errors import JobError
 from zmpsl.job.schema import Job
+from zmpsl.message_trial import message_cost
 from zmpsl.messages import Profiled
 from zmpsl.plan import Block, fingerprint
 from zmpsl.profiles import Profile, optimizer_name, read_profile, write_profile
@@ -65,6 +66,8 @@ def profile_for(
     except JobError:  # none there, or damaged
         pass
     found = measure(job.model, summary, wanted, inputs, job.optimizer, effort)
+    largest = max(block.output_bytes for block in found.blocks.values())
+    found = msgspec.structs.replace(found, messages=message_cost(largest, effort.rest_s))
     if found.spread < CALM:
         try:
             write_profile(path, found)
@@ -80,7 +83,7 @@ def _kept_at(
     what = (
         job.model, fingerprint(summary), sorted(wanted), list(inputs.shape), str(inputs.dtype),
         optimizer_name(job.optimizer), conditions(), effort.repeats, effort.budget_s,
-        effort.rest_s,
+        effort.rest_s, "messages",
     )  # fmt: skip
     name = sha256(msgspec.json.encode(what, order="sorted")).hexdigest()[:16]
     base = os.environ.get("ZMPSL_CACHE") or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "zmpsl"
