@@ -14,6 +14,7 @@ from zmpsl.engine.build import build_blocks, summarise
 from zmpsl.engine.profile import Effort, measure
 from zmpsl.errors import JobError
 from zmpsl.job.schema import Model, Optimizer
+from zmpsl.message_trial import message_cost
 from zmpsl.profiles import Profile, Timing, check_profile, optimizer_name, read_profile, require, write_profile
 
 QUICK = Effort(2, 0.05)
@@ -92,6 +93,15 @@ class TestMeasure:
     def test_optimisers_that_keep_different_things_have_different_names(self) -> None:
         kinds = [Optimizer(), Optimizer(momentum=0.0), Optimizer(name="adam")]
         assert [optimizer_name(kind) for kind in kinds] == ["sgd+momentum", "sgd", "adam"]
+
+
+class TestMessages:
+    def test_a_message_through_real_sockets_costs_both_ends(self) -> None:
+        cost = message_cost(1 << 20)
+        assert cost is not None
+        assert cost.sending_s(1, 1 << 20) > 0
+        assert cost.receiving_s(1, 1 << 20) > 0
+        assert cost.working_s(1, 1 << 20) > 0
 
 
 class TestFile:

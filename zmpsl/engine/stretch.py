@@ -1,6 +1,6 @@
 """Takes the time of consecutive blocks as a role runs them: a real part and replica, one graph, a step at the end.
 
-    rest, forward of all blocks, rest, backward of all, rest, the blocks' optimiser steps
+    rest, forward of all blocks, rest, backward of all, rest, the optimiser's step of all, rest, and of each block
 
 Hooks read the clock where one block ends and the next begins. What a task takes beside its blocks is told apart: our
 own work on it and, where the role rests between its tasks, what it costs to come back to a processor that has gone
@@ -89,6 +89,7 @@ class Stretch:
         self._middle, self._midway = len(blocks) // 2, False  # a single block has none: it is 0
         self._elsewhere = torch.zeros(ELSEWHERE_BYTES // 4)
         self._steps = [_still(job, list(block.parameters())) for block in self._replica.blocks]
+        self._whole = _still(job, [each for block in self._replica.blocks for each in block.parameters()])
         self._tiny = [nn.Parameter(torch.zeros(1))]
         self._nothing = _still(job, self._tiny)
         self._begun, self._done, self._back = [0.0] * len(blocks), [0.0] * len(blocks), list[_Stamp | None]()
@@ -137,20 +138,35 @@ class Stretch:
         return seconds, (start - turned) + (ended - last)
 
     def _update(self) -> tuple[float, list[float]]:
-        """Takes the blocks' steps one by one; the first step, of next to nothing, tells what any costs."""
+        """Takes the step of all blocks at once, as a replica does, and divides it as they take their steps one by one.
+
+        What any step costs, and that the processor was cold, is told by one of next to nothing.
+        """
+        self._rest()
+        whole = self._step(self._whole, keep=True)
         self._rest()
         cold, warm, *each = [self._step(step) for step in (self._nothing, self._nothing, *self._steps)]
-        return cold, [
-            max(0.0, seconds - warm) if step else 0.0 for step, seconds in zip(self._steps, each, strict=True)
-        ]
+        alone = [max(0.0, seconds - warm) if step else 0.0 for step, seconds in zip(self._steps, each, strict=True)]
+        share = max(0.0, whole - cold) / fsum(alone) if self._whole is not None and fsum(alone) else 0.0
+        return cold, [share * seconds for seconds in alone]
 
-    def _step(self, optimizer: torch.optim.Optimizer | None) -> float:
+    def _step(self, optimizer: torch.optim.Optimizer | None, keep: bool = False) -> float:
+        """Gives a step's seconds; the gradients are there again afterwards where they are to be kept."""
         self._tiny[0].grad = torch.zeros(1)
+        kept = [] if optimizer is None or not keep else [(p, p.grad) for p in optimizer.param_groups[0]["params"]]
         start = self._clock()
         if optimizer is not None:
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
-        return self._clock() - start
+        seconds = self._clock() - start
+        for parameter, gradient in kept:
+            parameter.grad = gradient
+        if optimizer is not None and kept:  # one state for both ways, for that is how much memory there is
+            for step in filter(None, self._steps):
+                for parameter in step.param_groups[0]["params"]:
+                    if parameter in optimizer.state:
+                        step.state[parameter] = optimizer.state[parameter]
+        return seconds
 
     def _rest(self) -> None:
         self._elsewhere.add_(1.0)  # other owners' batches fill the caches in between

@@ -17,7 +17,6 @@ import msgspec
 from zmpsl.engine.profile import Effort, conditions, measure
 from zmpsl.errors import JobError
 from zmpsl.job.schema import Job
-from zmpsl.message_trial import message_cost
 from zmpsl.messages import Profiled
 from zmpsl.plan import Block, fingerprint
 from zmpsl.profiles import Profile, optimizer_name, read_profile, write_profile
@@ -65,6 +64,8 @@ def profile_for(
         return read_profile(path)
     except JobError:  # none there, or damaged
         pass
+    from zmpsl.message_trial import message_cost  # loads zmq, which roles do without
+
     found = measure(job.model, summary, wanted, inputs, job.optimizer, effort)
     largest = max(block.output_bytes for block in found.blocks.values())
     found = msgspec.structs.replace(found, messages=message_cost(largest, effort.rest_s))
