@@ -205,6 +205,7 @@ class Node(Life):
                 self._take(*received)
             except RemoteProtocolError as error:
                 complain(self.rejected, error)
+                self._perform(self._station.lost(error))
                 accused = self._border.blame(self._inbox.user)
                 if accused is not None:
                     text = f"{MAX_REJECTED} messages that nobody may send, the last one: {error}"

@@ -205,6 +205,15 @@ class Network(Settings, frozen=True, forbid_unknown_fields=True, kw_only=True):
         Seconds, Meta(description="how long the manager waits for all roles to join and be ready")
     ] = 120.0
     lost_after_s: Annotated[Seconds, Meta(description="how long a role may be out of reach before it is lost")] = 3.0
+    checksum: Annotated[
+        Literal["auto", "always", "never"],
+        Meta(
+            description=(
+                "a checksum for every chunk of a tensor, so that bits that were flipped on the way are noticed and the"
+                " round is begun again; `auto`: on links without keys, for keys notice it anyway"
+            )
+        ),
+    ] = "auto"
     jitter_s: Annotated[
         Annotated[float, Meta(ge=0, le=10)],
         Meta(description="random delay before each message, to show that timing changes no result"),
