@@ -56,7 +56,7 @@ setup(
             "ruff>=0.8",
             "types-PyYAML",
         ],
-        "bench": ["grpcio>=1.60", "psutil>=5.9"],
+        "bench": ["blosc2>=3", "grpcio>=1.60", "psutil>=5.9", "scikit-learn>=1.4", "Pillow>=10", "zstandard>=0.22"],
     },
     entry_points={"console_scripts": ["zmpsl=zmpsl.cli:main"]},
     classifiers=["Programming Language :: Python :: 3", "Operating System :: POSIX :: Linux", "Typing :: Typed"],

@@ -1,207 +1,196 @@
-"""Codecs on tensors of a net while it trains: ratio, speed next to memcpy in the same run, and error. One thread.
+"""Codecs on tensors of nets while they train: ratio, speed next to memcpy in the same run, and error. One thread.
 
-A small residual net is trained on CIFAR-10 (an excerpt in the data folder) or, where that is not, on scikit-learn's
-digits. Its activation at a cut layer after a ReLU and the gradient there are what the codecs get.
+cut_tensors.py trains the nets. Speeds are bytes of float32 per second of the thread's own time, medians of bursts, into
+memory that is there already; a memcpy of the same bytes, timed in the same way, stands before every codec's burst. With
+a known mask the time of packing under it counts, and qz's time includes finding its step. Rivals that know no mask get
+the gradient with zeros where the mask has none.
 """
 
 from __future__ import annotations
 
-import gzip
-import os
 import statistics
 import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 import click
-import lz4.block
 import numpy as np
 import torch
+from codec_goals import goals, summary
+from cut_tensors import NETS, Cut, cuts
 from numpy.typing import NDArray
 from report import machine, table
-from torch import Tensor, nn
-from torch.nn import functional
 
-from zmpsl.codec_kernels import KERNELS, Kernels
+from zmpsl.codec_kernels import KERNELS
+from zmpsl.codec_rivals import Rival, rivals
+from zmpsl.codecs import topk_of
 
 F32 = NDArray[np.float32]
-FOLDER = Path(os.environ.get("ZMPSL_DATA", Path(__file__).parents[2] / "shared" / "data"))
-REPEATS = 15
-
-
-class Block(nn.Module):
-    """Two convolutions with a way around them, ReLU at the end."""
-
-    def __init__(self, inputs: int, outputs: int, stride: int) -> None:
-        super().__init__()
-        self.body = nn.Sequential(
-            nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False),
-            nn.BatchNorm2d(outputs),
-            nn.ReLU(),
-            nn.Conv2d(outputs, outputs, 3, 1, 1, bias=False),
-            nn.BatchNorm2d(outputs),
-        )
-        self.around = nn.Sequential() if stride == 1 else nn.Conv2d(inputs, outputs, 1, stride, bias=False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return functional.relu(self.body(x) + self.around(x))
-
-
-def parts_of() -> list[nn.Module]:
-    """The net up to the cut layer, and from there on."""
-    stem = nn.Sequential(nn.Conv2d(3, 64, 3, 1, 1, bias=False), nn.BatchNorm2d(64), nn.ReLU())
-    head = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(128, 10))
-    return [nn.Sequential(stem, Block(64, 64, 1)), nn.Sequential(Block(64, 128, 2), Block(128, 128, 2), head)]
-
-
-def images() -> tuple[str, Tensor, Tensor]:
-    """Name, images (n, 3, 32, 32) of mean 0 and classes."""
-    excerpt = FOLDER / "cifar10-lossless-4k" / "data_batch_1_first4000.bin.gz"
-    if excerpt.exists():
-        records = np.frombuffer(gzip.decompress(excerpt.read_bytes()), np.uint8).reshape(-1, 3073)
-        pixels = torch.from_numpy(records[:, 1:].reshape(-1, 3, 32, 32).astype(np.float32) / 128 - 1)
-        return f"CIFAR-10, {len(records)} images", pixels, torch.from_numpy(records[:, 0].astype(np.int64))
-    from sklearn.datasets import load_digits
-
-    digits = load_digits()
-    pixels = torch.from_numpy(digits.images.astype(np.float32) / 8 - 1)[:, None].expand(-1, 3, -1, -1)
-    return f"digits, {len(pixels)} images", functional.interpolate(pixels, 32), torch.from_numpy(digits.target)
+MANY_RIVALS = 16e6  # bytes from which on only a few settings are tried, as they take long
+ALPHAS = (0.05, 0.2, 0.5, 1.0)
+HEAD = ("tensor", "codec", "ratio", "rel. error", "enc GB/s", "dec GB/s", "enc / memcpy", "dec / memcpy")
 
 
 @dataclass(frozen=True)
-class Cut:
-    """What crosses the cut layer in one batch."""
+class Kind:
+    """One tensor to pack.
 
-    title: str
-    activation: F32
-    gradient: F32
+    Attributes:
+        net: Of which it is.
+        kind: `activation`, `before ReLU`, `gradient` or `masked gradient`.
+        when: `middle` or `late` in the training.
+        values: The tensor.
+        mask: One bit per value that the receiver knows, for a masked gradient.
+        expected: What should arrive: zeros outside the mask.
+    """
 
+    net: str
+    kind: str
+    when: str
+    values: F32
+    mask: NDArray[np.uint8] | None
+    expected: F32
 
-def train(steps: int, batch: int) -> Cut:
-    """Trains with momentum and gives the tensors of the last step, of batch * 262,144 bytes each."""
-    torch.manual_seed(7)
-    name, pixels, classes = images()
-    front, back = parts_of()
-    optimizer = torch.optim.SGD([*front.parameters(), *back.parameters()], 0.05, momentum=0.9)
-    loss = smashed = torch.zeros(())
-    for _ in range(steps):
-        chosen = torch.randint(len(pixels), (batch,))
-        optimizer.zero_grad()
-        smashed = front(pixels[chosen])
-        smashed.retain_grad()
-        loss = functional.cross_entropy(back(smashed), classes[chosen])
-        loss.backward()
-        optimizer.step()
-    gradient = smashed.grad
-    if gradient is None:
-        raise click.ClickException("steps must be 1 or more")
-    title = f"{name}; step {steps}, loss {loss.item():.2f}, batch {batch}"
-    return Cut(title, smashed.detach().numpy().copy(), gradient.numpy().copy())
+    @property
+    def title(self) -> str:
+        return f"{self.net} {self.kind}, {self.when}, {self.values.nbytes / 1e6:.1f} MB"
 
 
 @dataclass(frozen=True)
-class Candidate:
-    """One way to pack: both directions without arguments, and where the values come out."""
+class Figure:
+    """What one codec did to one tensor; speeds in bytes of float32 per second."""
 
-    name: str
-    encode: Callable[[], int]
-    decode: Callable[[int], object]
-    result: F32
+    kind: Kind
+    codec: str
+    ours: bool
+    ratio: float
+    error: float
+    encode: float
+    decode: float
+    copy: float
+
+    def row(self) -> list[object]:
+        speeds = [f"{speed / 1e9:.1f}" for speed in (self.encode, self.decode)]
+        against = [f"{speed / self.copy:.2f}" for speed in (self.encode, self.decode)]
+        error = f"{self.error:.4f}" if self.error else "0"
+        return [self.kind.title, self.codec, f"{self.ratio:.2f}", error, *speeds, *against]
 
 
-def ours(kernels: Kernels, values: F32, mask: NDArray[np.uint8] | None) -> Iterator[Candidate]:
-    """Our formats; with a known mask the time of packing under it counts."""
+def kinds(cut: Cut) -> Iterator[Kind]:
+    """Gives what crosses a cut; in the middle of a training only gradients differ much from what they are late."""
+    activation, before, gradient = (x.reshape(-1) for x in (cut.activation, cut.before, cut.gradient))
+    mask = np.zeros((activation.size + 7) // 8, np.uint8)
+    KERNELS.mask_into(activation, mask)
+    if cut.when == "late":
+        yield Kind(cut.net, "activation", cut.when, activation, None, activation)
+        same_size = np.ascontiguousarray(before[: activation.size])
+        yield Kind(cut.net, "before ReLU", cut.when, same_size, None, same_size)
+        yield Kind(cut.net, "gradient", cut.when, gradient, None, gradient)
+    yield Kind(cut.net, "masked gradient", cut.when, gradient, mask, np.where(activation != 0, gradient, np.float32(0)))
+
+
+def ours(kind: Kind) -> Iterator[Rival]:
+    """Our formats, as a link uses them."""
+    values, mask = kind.values, kind.mask
     count = values.size if mask is None else int(np.unpackbits(mask).sum())
-    for name, alpha in [
+    dense, result = np.zeros(count, np.float32), np.zeros(values.size, np.float32)
+    for name, alpha in (
         *((name, 0.0) for name in ("bf16", "int8", "int4", "bitmap", "huff", "bf16_huff")),
-        *(("qz", alpha) for alpha in (0.05, 0.2, 0.5, 1.0)),
-    ]:
-        kernel = kernels.formats[name]
-        packed = np.zeros(kernel.bound(values.size), np.uint8)
-        dense, result = np.zeros(count, np.float32), np.zeros(values.size, np.float32)
-        step = (kernels.step(values, alpha),) if name == "qz" else ()
+        *(("qz", alpha) for alpha in ALPHAS),
+    ):
+        kernel = KERNELS.formats[name]
+        packed, size = np.zeros(kernel.bound(values.size), np.uint8), [0]
 
-        def encode(kernel=kernel, packed=packed, dense=dense, step=step) -> int:  # type: ignore[no-untyped-def]
-            if mask is None:
-                return kernel.encode_into(values, packed, *step)
-            kernels.pack_into(values, mask, dense)
-            return kernel.encode_into(dense, packed, *step)
+        def encode(kernel=kernel, packed=packed, size=size, alpha=alpha) -> int:  # type: ignore[no-untyped-def]
+            if mask is not None:
+                KERNELS.pack_into(values, mask, dense)
+            source = values if mask is None else dense
+            step = (KERNELS.step(source, alpha),) if alpha else ()
+            size[0] = kernel.encode_into(source, packed, *step)
+            return size[0]
 
-        def decode(size, kernel=kernel, packed=packed, dense=dense, result=result):  # type: ignore[no-untyped-def]
-            if mask is None:
-                return kernel.decode_into(packed[:size], result)
-            kernel.decode_into(packed[:size], dense)
-            return kernels.unpack_into(dense, mask, result)
+        def decode(kernel=kernel, packed=packed, size=size) -> F32:  # type: ignore[no-untyped-def]
+            kernel.decode_into(packed[: size[0]], result if mask is None else dense)
+            if mask is not None:
+                KERNELS.unpack_into(dense, mask, result)
+            return result
 
-        yield Candidate(f"{name.replace('_', '-')}{f' {alpha}' if alpha else ''}", encode, decode, result)
-
-
-def anchors(values: F32) -> Iterator[Candidate]:
-    """What one would use otherwise."""
-    tensor, half, result = torch.from_numpy(values), torch.zeros(values.size, dtype=torch.bfloat16), values * 0
-    out, kept = torch.from_numpy(result), [b""]
-
-    def cast() -> int:
-        half.copy_(tensor)
-        return 2 * values.size
-
-    def pack() -> int:
-        kept[0] = lz4.block.compress(values.data.cast("B"), store_size=False)
-        return len(kept[0])
-
-    def unpack(_size: int) -> None:
-        result.view(np.uint8)[:] = np.frombuffer(lz4.block.decompress(kept[0], values.nbytes), np.uint8)
-
-    yield Candidate("torch bf16 cast", cast, lambda _size: out.copy_(half), result)
-    yield Candidate("lz4", pack, unpack, result)
+        yield Rival(f"{name.replace('_', '-')}{f' {alpha}' if alpha else ''}", encode, decode)
+    if mask is None:
+        yield from (_topk(values, share, result) for share in (0.1, 0.01))
 
 
-def cpu_time(work: Callable[[], object]) -> float:
-    start = time.thread_time()
-    work()
-    return time.thread_time() - start
+def _topk(values: F32, share: float, result: F32) -> Rival:
+    codec, packed = topk_of(share), [b""]
+
+    def encode() -> int:
+        packed[0] = codec.pack(memoryview(values).cast("B")) or b""
+        return len(packed[0])
+
+    def decode() -> F32:
+        codec.unpack_into(memoryview(packed[0]), result.view(np.uint8))
+        return result
+
+    return Rival(f"topk {share}", encode, decode)
 
 
-def row(kind: str, candidate: Candidate, values: F32, expected: F32) -> list[object]:
+def seconds(work: Callable[[], object], repeats: int) -> float:
+    """Gives the median of a burst; of three only, where one takes long."""
+    times: list[float] = []
+    while len(times) < (repeats if sum(times) < 0.1 else 3):
+        start = time.thread_time()
+        work()
+        times.append(time.thread_time() - start)
+    return statistics.median(times)
+
+
+def measure(kind: Kind, candidate: Rival, mine: bool, repeats: int) -> Figure:
     """Measures one candidate, and memcpy just before it."""
-    target = np.zeros_like(values)
+    target = np.zeros_like(kind.values)
     size = candidate.encode()
-    candidate.decode(size)
+    arrived = candidate.decode()
+    error = float(np.linalg.norm(arrived - kind.expected) / np.linalg.norm(kind.expected))
     # Each in a burst of its own, so that all find the caches as they left them, as a memcpy in a loop does.
-    works = (lambda: np.copyto(target, values), candidate.encode, lambda: candidate.decode(size))
-    copy, encode, decode = (statistics.median(cpu_time(work) for _ in range(REPEATS)) for work in works)
-    error = float(np.linalg.norm(candidate.result - expected) / np.linalg.norm(expected))
-    speeds = [f"{values.nbytes / seconds / 1e9:.1f}" for seconds in (encode, decode)]
-    against = [f"{copy / seconds:.2f}" for seconds in (encode, decode)]
-    return [kind, candidate.name, f"{values.nbytes / size:.2f}", *speeds, *against, f"{error:.4f}" if error else "0"]
+    works = (lambda: np.copyto(target, kind.values), candidate.encode, candidate.decode)
+    copy, encode, decode = (kind.values.nbytes / seconds(work, repeats) for work in works)
+    return Figure(kind, candidate.name, mine, kind.values.nbytes / size, error, encode, decode, copy)
+
+
+def telling(figure: Figure, figures: list[Figure]) -> bool:
+    """Whether a short table has this figure: what the first net's cut carries late, and a few of the rivals there."""
+    kind = figure.kind
+    if kind.net != figures[0].kind.net or kind.when != "late" or kind.kind not in ("activation", "masked gradient"):
+        return False
+    exact = [each for each in figures if each.kind is kind and each.codec.startswith("blosc2") and not each.error]
+    best = max(exact, key=lambda each: each.ratio, default=figure)
+    return figure.ours or figure is best or figure.codec in ("lz4", "zstd 1", "torch bfloat16")
 
 
 @click.command()
-@click.option("--steps", default=60, show_default=True, help="Training steps before the tensors are taken.")
-@click.option("--batch", default=16, show_default=True, help="Samples in a batch; each makes 256 KiB.")
-def main(steps: int, batch: int) -> None:
-    """Prints the table for this machine."""
-    torch.set_num_threads(1)
-    cut = train(steps, batch)
-    mask = np.zeros((cut.activation.size + 7) // 8, np.uint8)
-    KERNELS.mask_into(cut.activation, mask)
-    kept = (cut.activation != 0).ravel()
-    rows = []
-    for kind, tensor, known in (
-        ("activation", cut.activation, None),
-        ("gradient", cut.gradient, None),
-        ("gradient, known mask", cut.gradient, mask),
-    ):
-        values = np.ascontiguousarray(tensor).ravel()
-        expected = values if known is None else values * kept
-        candidates = [*ours(KERNELS, values, known), *(anchors(values) if known is None else [])]
-        rows += [row(kind, candidate, values, expected) for candidate in candidates]
+@click.option("--nets", default=",".join(NETS), show_default=True)
+@click.option("--sizes", default=2, show_default=True, help="1: 4 MB alone, 2: 33 MB as well.")
+@click.option("--steps", default=30, show_default=True, help="Training steps, of 32 images each.")
+@click.option("--repeats", default=15, show_default=True, help="Times in a burst.")
+@click.option("--every/--few", help="Print every figure; else those of the first net, late, with a few rivals.")
+def main(nets: str, sizes: int, steps: int, repeats: int, every: bool) -> None:
+    """Prints the table for this machine, and which goals are met."""
+    began, figures = time.monotonic(), list[Figure]()
+    for net in nets.split(","):
+        torch.set_num_threads(2)
+        taken = list(cuts(net, sizes, steps))
+        torch.set_num_threads(1)
+        for cut in taken:
+            click.echo(f"{net}, {cut.when}: loss {cut.loss:.4f}, batch {cut.batch}", err=True)
+            for kind in kinds(cut):
+                figures += [measure(kind, each, True, repeats) for each in ours(kind)]
+                if cut.when == "late":
+                    most = kind.values.nbytes < MANY_RIVALS
+                    figures += [measure(kind, each, False, repeats) for each in rivals(kind.expected, most=most)]
     print(machine(" ".join(["python", *sys.argv])))
-    print(f"{cut.title}; {cut.activation.nbytes / 1e6:.1f} MB, {kept.mean():.0%} not 0; kernels: {KERNELS.isa}\n")
-    head = ["tensor", "codec", "ratio", "enc GB/s", "dec GB/s", "enc / memcpy", "dec / memcpy", "rel. error"]
-    print(table(head, rows))
+    print(f"kernels: {KERNELS.isa}; {time.monotonic() - began:.0f} s in all\n")
+    print(table(["goal", "met on", "found"], summary(goals(figures))))
+    print(table(HEAD, [figure.row() for figure in figures if every or telling(figure, figures)]))
 
 
 if __name__ == "__main__":

@@ -1,123 +1,149 @@
-"""What faults cost: a run whose roles are killed or stopped again and again, against the same run left in peace.
+"""What faults cost: runs whose roles are killed, stopped and cut off again and again, against one left in peace.
 
-    python bench/faults.py [--kills 20] [--role node-0 --role owner-1 ...] [--stops 2] [--seed 0]
+    python bench/faults.py [--quick] [--seed 0] [--kills 10] [--case "kill node-0" ...] [--codec none ...] [--keys]
 
-One undisturbed run, then one per role with that many SIGKILLs at random times in it, then one with SIGSTOPs (5 s each,
-then SIGCONT). Every disturbed run must end with the same weights, bit for bit. The time lost per fault is the
-difference of the runs' wall times over the number of faults; the longest stall is the longest time between two commits.
+Every role is killed (SIGKILL) at random moments and at named points inside the commit, stopped (SIGSTOP), cut off by
+TCP resets, in the middle of frames, and silently, with compression on and off. A run must never commit a round whose
+weights are not those of the quiet run, bit for bit. bench/striking.py says what is counted.
 """
 
 from __future__ import annotations
 
-import os
 import random
-import signal
+import re
 import sys
 import tempfile
-import threading
 import time
-from functools import partial
-from itertools import pairwise
+from collections.abc import Sequence
 from pathlib import Path
 
 import click
-import psutil
+from harmed import POINTS, Site, control, make_keys, places_of
 from report import machine, table
+from striking import (
+    Blow,
+    Outcome,
+    cuts,
+    dies,
+    disturbed,
+    drowsy,
+    flips,
+    kills,
+    quiet_run,
+    resets,
+    silence,
+    slow,
+    stops,
+)
 
-from zmpsl.checkpoint import load_state_dict, read_record
 from zmpsl.job import Job, parse_job
-from zmpsl.launch.local import run
-from zmpsl.observe.events import CommitEvent, read_events
 
+CODECS = ("none", "lossless")
 ROLES = ("node-0", "node-1", "owner-1", "aggregator", "manager")
+# What takes a minute each, and has little to do with codecs: only with the first one, unless asked for.
+LONG = ("stop 30 s", "silent 60 s")
+HEAD = (
+    "fault", "codec", "n", "noticed after s, median (max)", "notice to commit s, median (max)",
+    "healed to commit s (max)", "s lost per fault", "longest stall s", "same weights",
+)  # fmt: skip
 
 
-def settings(rounds: int) -> Job:
-    """The built-in job, longer."""
-    overrides = (f"train.rounds={rounds}", "evaluate.every=0", "recover.attempts=1000", "train.local_epochs=1")
+def settings(codec: str, *more: str) -> Job:
+    """The built-in job with short rounds; long enough for all blows."""
+    overrides = (
+        "train.rounds=300", "evaluate.every=0", "train.local_epochs=1", "owners=3", "keep_checkpoints=2", "cuts=even",
+        "recover.attempts=1000", "recover.wait_s=120", "recover.manager_wait_s=120", f"codec={codec}", *more,
+    )  # fmt: skip
     return parse_job("", "bench/faults.py", overrides)
 
 
-def process_of(folder: Path, place: str) -> psutil.Process | None:
-    """The process that writes the log of a place now."""
-    for child in psutil.Process(os.getpid()).children(recursive=True):
-        try:
-            if any(file.path == str(folder / "logs" / f"{place}.log") for file in child.open_files()):
-                return child
-        except psutil.Error:
-            continue
-    return None
+def cases(rng: random.Random, quick: bool, keys: bool = False, n: int = 20) -> dict[str, list[Blow]]:
+    """The blows of each run, by what they are called; bits are flipped only where keys would tell.
+
+    Args:
+        rng: Chooses places and durations.
+        quick: Three of each, and none that lasts long.
+        keys: The run has keys.
+        n: Kills of each role; of the other blows so many or fewer.
+    """
+    n = 3 if quick else n
+    everybody = places_of(settings("none"))
+    found = {f"kill {role}": [kills(role)] * n for role in ROLES}
+    found["kill both nodes"] = [kills("node-0", "node-1")] * max(1, n // 4)
+    found["kill in the commit"] = [
+        dies(role, point) for role in ("node-0", "aggregator", "manager") for point in range(len(POINTS))
+    ] * (1 if quick else 2)
+    found["stop 0.5 to 3 s"] = [stops(rng.choice(ROLES), rng.uniform(0.5, 3)) for _ in range(n)]
+    found["stop 30 s"] = [stops(role, 30) for role in (() if quick else ("owner-1", "manager"))]
+    found["reset every 0.5 s"] = [resets([*everybody, *map(control, everybody)], 0.5)] * (2 * n)
+    found["cut in a frame"] = [cuts(rng.choice(everybody), 200_000) for _ in range(n)]
+    ways = [*map(control, everybody), *everybody]
+    found["silent 1 s"] = [silence([rng.choice(ways)], 1) for _ in range(max(1, n // 4))]
+    # All of a role, its way to the manager alone, its data alone; and one way only.
+    whole = [silence([place, control(place)], 5) for place in ("node-1", "owner-0")[: 1 if quick else 2]]
+    parts = [silence([way], 5) for way in (() if quick else (control("aggregator"), "node-0"))]
+    found["silent 5 s"] = [*whole, *parts, *(silence([way], 5, one_way=True) for way in (() if quick else ("node-0",)))]
+    found["silent 60 s"] = [] if quick else [silence(["node-1", control("node-1")], 60)]
+    found["20, 2, 20 Mbit/s, 40 ms"] = [slow(mbit * 125e3, 0.02, 2 if quick else 5) for mbit in (20, 2, 20)]
+    found["the same, and resets"] = [slow(20 * 125e3, 0.02, 0), *[resets(everybody, 2.0)] * max(1, n // 4)]
+    found["5 % of a processor"] = [drowsy("owner-1", 2 if quick else 10)]
+    found["flipped bits"] = [flips(300_000, 2 if quick else 6)] if keys else []
+    return {name: blows for name, blows in found.items() if blows}
 
 
-def strike(folder: Path, blows: list[tuple[float, str, bool]], stop: threading.Event, done: list[str]) -> None:
-    """Waits for the first commit, then hits the roles, each so many seconds after the blow before."""
-    while not stop.is_set() and not ((folder / "record.json").exists() and read_record(folder).last >= 0):
-        stop.wait(0.05)
-    for pause_s, place, kill in blows:
-        if stop.wait(pause_s):
-            return
-        victim = process_of(folder, place)
-        if victim is None:
-            continue
-        try:
-            victim.send_signal(signal.SIGKILL if kill else signal.SIGSTOP)
-            if not kill:
-                stop.wait(5)
-                victim.send_signal(signal.SIGCONT)
-        except psutil.NoSuchProcess:
-            continue
-        done.append(place)
+def spread(values: Sequence[float]) -> str:
+    """Median and maximum."""
+    ordered = sorted(values)
+    return f"{ordered[len(ordered) // 2]:.2f} ({ordered[-1]:.2f})" if ordered else "-"
 
 
-def measured(job: Job, runs: Path, name: str, blows: list[tuple[float, str, bool]]) -> tuple[Path, float, float, int]:
-    """Runs the job under the blows; gives folder, seconds, longest time between commits, and the number of blows."""
-    stop, done = threading.Event(), list[str]()
-    striker = threading.Thread(target=strike, args=(runs / name, blows, stop, done))
-    striker.start()
-    began = time.monotonic()
-    try:
-        folder = run(job, runs, name).folder
-    finally:
-        seconds = time.monotonic() - began
-        stop.set()
-        striker.join()
-    commits = [event.time for event in read_events(folder / "metrics.jsonl") if isinstance(event, CommitEvent)]
-    return folder, seconds, max(later - earlier for earlier, later in pairwise(commits)), len(done)
-
-
-def same(one: Path, other: Path) -> bool:
-    """Tells whether two runs ended with the same weights."""
-    ours, theirs = load_state_dict(one), load_state_dict(other)
-    return set(ours) == set(theirs) and all(ours[name].tobytes() == theirs[name].tobytes() for name in ours)
+def row(name: str, codec: str, outcome: Outcome) -> list[str]:
+    """One line of the table."""
+    healed = f"{max(outcome.healed_s):.2f}" if outcome.healed_s else "-"
+    same = f"yes ({outcome.commits} rounds)" if outcome.right else f"NO: {outcome.text or outcome.wrong}"
+    figures = (f"{outcome.lost_s:.2f}", f"{max(outcome.stalls_s, default=0):.2f}")
+    return [
+        name, codec, str(outcome.faults), spread(outcome.noticed_s), spread(outcome.resumed_s), healed, *figures, same,
+    ]  # fmt: skip
 
 
 @click.command()
-@click.option("--kills", default=20, show_default=True, help="SIGKILLs per role.")
-@click.option("--stops", default=2, show_default=True, help="SIGSTOPs of 5 s, over all roles.")
-@click.option("--role", "roles", multiple=True, default=ROLES, show_default=True, help="Whom to kill.")
-@click.option("--rounds", default=300, show_default=True, help="Rounds of the job.")
-@click.option("--seed", default=0, show_default=True, help="Of the times of the blows.")
-def main(kills: int, stops: int, roles: tuple[str, ...], rounds: int, seed: int) -> None:
+@click.option("--quick", is_flag=True, help="Few of each, for a first look.")
+@click.option("--kills", "kills_each", default=10, show_default=True, help="Of each role, with each codec.")
+@click.option("--case", "chosen", multiple=True, help="Only these; a part of the name does.")
+@click.option("--codec", "codecs", multiple=True, default=CODECS, show_default=True)
+@click.option("--keys", is_flag=True, help="All links protected with keys.")
+@click.option("--seed", default=0, show_default=True, help="Of the blows and their times.")
+def main(quick: bool, kills_each: int, chosen: tuple[str, ...], codecs: tuple[str, ...], keys: bool, seed: int) -> None:
     """Measures what faults cost."""
-    rng, job, rows = random.Random(seed), settings(rounds), []
+    rows, began, right = [], time.monotonic(), True
     click.echo(f"{machine(' '.join(['python', *sys.argv]))}seed {seed}\n")
     with tempfile.TemporaryDirectory() as folder:
-        start = partial(measured, job, Path(folder))
-        quiet, quiet_s, quiet_gap_s, _ = start("quiet", [])
-        pause_s = quiet_s / max(kills, 1)
-        cases = [(role, [(rng.uniform(0.2, pause_s), role, True) for _ in range(kills)]) for role in roles]
-        if stops:
-            cases.append(("any, stopped", [(rng.uniform(0.2, 2), rng.choice(ROLES), False) for _ in range(stops)]))
-        for name, blows in cases:
-            hit, seconds, gap_s, fallen = start(name.replace(", ", "-"), blows)
-            equal = same(hit, quiet)
-            lost_s = (seconds - quiet_s) / max(fallen, 1)
-            rows.append([name, str(fallen), f"{lost_s:.2f}", f"{gap_s:.2f}", "yes" if equal else "NO"])
-            click.echo(f"{name}: {fallen} blows, {seconds:.1f} s against {quiet_s:.1f} s", err=True)
-    commits = f"longest time between commits in the quiet run {quiet_gap_s:.2f} s"
-    click.echo(table(["role", "faults", "s lost per fault", "longest stall s", "same weights"], rows))
-    click.echo(f"\n{commits}")
-    sys.exit(0 if all(row[-1] == "yes" for row in rows) else 1)
+        runs = Path(folder)
+        rounds = "train.rounds=60" if quick else "train.rounds=300"
+        wanted = quiet_run(settings("none", rounds), runs)
+        for codec in codecs:
+            job = settings(codec, rounds)
+            key_folder = runs / f"keys-{codec}" if keys else None
+            if key_folder is not None:
+                make_keys(key_folder, job)
+            for name, blows in cases(random.Random(seed), quick, keys, kills_each).items():
+                if chosen and not any(each in name for each in chosen):
+                    continue
+                if codec != codecs[0] and name in LONG and not chosen:
+                    continue
+                site = Site(job, key_folder)
+                try:
+                    run_name = f"{re.sub('[^a-z0-9]+', '-', name)}-{codec}"
+                    outcome = disturbed(site, runs, run_name, blows, wanted, random.Random(seed))
+                finally:
+                    site.close()
+                rows.append(row(name, codec, outcome))
+                right &= outcome.right
+                click.echo(" | ".join(rows[-1]), err=True)
+    click.echo(table(HEAD, rows))
+    click.echo(f"\n{time.monotonic() - began:.0f} s in all")
+    sys.exit(0 if right else 1)
 
 
 if __name__ == "__main__":

@@ -34,3 +34,17 @@ def relu_cuts(width: int = 16, classes: int = 10) -> Iterator[nn.Module]:
     yield conv(width, 2 * width)
     yield conv(2 * width, width)
     yield nn.Sequential(nn.MaxPool2d(2), nn.Flatten(), nn.Linear(width * 49, classes))
+
+
+def norm_stages(
+    widths: tuple[int, int, int] = (16, 32, 64), channels: int = 1, classes: int = 10
+) -> Iterator[nn.Module]:
+    """Three stages of convolution, batch norm and ReLU; the first two end in a max-pool: images (B, C, 28, 28)."""
+    before = channels
+    for width in widths:
+        stage = [nn.Conv2d(before, width, 3, padding=1, bias=False), nn.BatchNorm2d(width), nn.ReLU()]
+        if width == widths[-1]:
+            yield nn.Sequential(*stage, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(width, classes))
+        else:
+            yield nn.Sequential(*stage, nn.MaxPool2d(2))
+        before = width

@@ -19,7 +19,6 @@ from pathlib import Path
 import click
 import torch
 from report import machine, table
-from shaper import Bucket, Shaper
 
 from zmpsl.job import Job, parse_job
 from zmpsl.loop import Node
@@ -29,6 +28,7 @@ from zmpsl.roles.aggregator import Aggregator
 from zmpsl.roles.compute import ComputeNode
 from zmpsl.roles.manager import Manager
 from zmpsl.roles.owner import DataOwner
+from zmpsl.slow_link import Bucket, Shaper
 
 FOLDER = Path(os.environ.get("ZMPSL_DATA", Path(__file__).parents[2] / "shared" / "data")) / "fashion-mnist"
 CODECS = "none,lossless,bf16-huff,slow-link,auto,auto(slow-link)"

@@ -35,10 +35,14 @@ typedef struct zc_isa {
     const char *name;
     zc_encode_fn encode[ZC_CODECS];
     zc_decode_fn decode[ZC_CODECS];
+    /* The largest values, about this share of all, as ZC_BF16_HUFF; the others become 0. */
+    size_t (*topk)(const uint8_t *src, size_t n, double share, uint8_t *dst);
     /* Mean of the squares; values that are not finite count as 0. */
     double (*mean_square)(const uint8_t *src, size_t n);
     /* One bit per value, set where any of its 32 bits is: (n + 7) / 8 bytes, first value in the lowest bit. */
     void (*mask)(const uint8_t *src, size_t n, uint8_t *dst);
+    /* Number of bits set among the first n; -1 where a bit beyond them is set. */
+    ptrdiff_t (*count)(const uint8_t *mask, size_t n);
     /* Values under the mask, in order; count is the number of bits set. */
     void (*pack)(const uint8_t *src, const uint8_t *mask, size_t n, uint8_t *dst, size_t count);
     /* The reverse: zeros where the mask has none. */
@@ -57,9 +61,6 @@ const zc_isa *zc_pick(const char *name);
 
 /* Most bytes that n values can need. */
 size_t zc_bound(enum zc_codec_id id, size_t n);
-
-/* Number of bits set among the first n; -1 where a bit beyond them is set. */
-ptrdiff_t zc_count_mask(const uint8_t *mask, size_t n);
 
 /* For each mask of 8: where the set bits are (pack), and which value each place takes, 0x80 for none (unpack). The same
  * for masks of 4 values of 32 bits, as places of bytes; those are 0x80 and above for none. */

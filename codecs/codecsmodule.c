@@ -179,6 +179,29 @@ CODEC(huff, ZC_HUFF)
 CODEC(bf16_huff, ZC_BF16_HUFF)
 CODEC(qz, ZC_QZ)
 
+static PyObject *topk_encode_into(PyObject *module, PyObject *args)
+{
+    buffers b = {0};
+    double share;
+    size_t size;
+    if (!PyArg_ParseTuple(args, "y*w*d", &b.src, &b.dst, &share) || !whole("source", b.src.len, 4)) {
+        return finish(&b, NULL);
+    }
+    if (!(share > 0 && share <= 1)) {
+        PyErr_SetString(PyExc_ValueError, "the share must lie above 0 and be 1 at most");
+        return finish(&b, NULL);
+    }
+    size_t n = (size_t)b.src.len / 4;
+    if (!room(&b, zc_bound(ZC_BF16_HUFF, n))) {
+        return finish(&b, NULL);
+    }
+    const zc_isa *isa = isa_of(module);
+    Py_BEGIN_ALLOW_THREADS
+    size = isa->topk(b.src.buf, n, share, b.dst.buf);
+    Py_END_ALLOW_THREADS
+    return finish(&b, PyLong_FromSize_t(size));
+}
+
 static PyObject *mean_square(PyObject *module, PyObject *args)
 {
     buffers b = {0};
@@ -211,14 +234,14 @@ static PyObject *mask_into(PyObject *module, PyObject *args)
 }
 
 /* The bits set in a mask for n values, or -1 with an error set. */
-static Py_ssize_t count_of(const Py_buffer *mask, size_t n)
+static Py_ssize_t count_of(const zc_isa *isa, const Py_buffer *mask, size_t n)
 {
     Py_ssize_t count;
     if ((size_t)mask->len != (n + 7) / 8) {
         PyErr_Format(PyExc_ValueError, "the mask has %zd bytes, %zu values need %zu", mask->len, n, (n + 7) / 8);
         return -1;
     }
-    count = zc_count_mask(mask->buf, n);
+    count = isa->count(mask->buf, n);
     if (count < 0) {
         PyErr_Format(PyExc_ValueError, "the mask has bits set beyond its %zu values", n);
     }
@@ -232,11 +255,11 @@ static PyObject *pack_into(PyObject *module, PyObject *args)
         return finish(&b, NULL);
     }
     size_t n = (size_t)b.src.len / 4;
-    Py_ssize_t count = count_of(&b.mask, n);
+    const zc_isa *isa = isa_of(module);
+    Py_ssize_t count = count_of(isa, &b.mask, n);
     if (count < 0 || !room(&b, 4 * (size_t)count)) {
         return finish(&b, NULL);
     }
-    const zc_isa *isa = isa_of(module);
     Py_BEGIN_ALLOW_THREADS
     isa->pack(b.src.buf, b.mask.buf, n, b.dst.buf, (size_t)count);
     Py_END_ALLOW_THREADS
@@ -250,7 +273,8 @@ static PyObject *unpack_into(PyObject *module, PyObject *args)
         return finish(&b, NULL);
     }
     size_t n = (size_t)b.dst.len / 4;
-    Py_ssize_t count = count_of(&b.mask, n);
+    const zc_isa *isa = isa_of(module);
+    Py_ssize_t count = count_of(isa, &b.mask, n);
     if (count < 0 || !room(&b, 0)) {
         return finish(&b, NULL);
     }
@@ -258,7 +282,6 @@ static PyObject *unpack_into(PyObject *module, PyObject *args)
         PyErr_Format(PyExc_ValueError, "the source has %zd bytes, the mask asks for %zd", b.src.len, 4 * count);
         return finish(&b, NULL);
     }
-    const zc_isa *isa = isa_of(module);
     Py_BEGIN_ALLOW_THREADS
     isa->unpack(b.src.buf, (size_t)count, b.mask.buf, n, b.dst.buf);
     Py_END_ALLOW_THREADS
@@ -279,6 +302,7 @@ static PyMethodDef methods[] = {
     METHODS(huff),
     METHODS(bf16_huff),
     METHODS(qz),
+    {"topk_encode_into", topk_encode_into, METH_VARARGS, NULL},
     {"mean_square", mean_square, METH_VARARGS, NULL},
     {"mask_into", mask_into, METH_VARARGS, NULL},
     {"pack_into", pack_into, METH_VARARGS, NULL},

@@ -2,4 +2,5 @@
 #define ZC_ISA_NAME "portable"
 #define ZC_ISA_SYMBOL zc_portable
 #include "kernels/compact_portable.h"
+#include "kernels/wide_portable.h"
 #include "kernels/all.h"

@@ -81,11 +81,3 @@ size_t zc_bound(enum zc_codec_id id, size_t n)
         return 4 + 5 * n + map + 10 * blocks;
     }
 }
-
-ptrdiff_t zc_count_mask(const uint8_t *mask, size_t n)
-{
-    if (n % 8 != 0 && mask[n / 8] >> (n % 8) != 0) {
-        return -1;
-    }
-    return (ptrdiff_t)zc_popcount(mask, blocks_of(n, 8));
-}

@@ -9,6 +9,21 @@ import pytest
 import torch
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """`--all-faults` runs the long fault tests too."""
+    parser.addoption("--all-faults", action="store_true", help="run every fault of tests/faults in full numbers")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leaves them out otherwise."""
+    if config.getoption("--all-faults") or os.environ.get("ZMPSL_FAULTS") == "all":
+        return
+    skipped = pytest.mark.skip(reason="takes long; run with --all-faults")
+    for item in items:
+        if item.get_closest_marker("all_faults"):
+            item.add_marker(skipped)
+
+
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
     """Folder with real data sets; tests that need it are skipped where it is not."""

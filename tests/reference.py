@@ -57,13 +57,16 @@ class Owner:
     test_indices: Indices
 
 
-def train(job: Job, data_dir: Path | None = None, absent: Sequence[int] = ()) -> Reference:
+def train(
+    job: Job, data_dir: Path | None = None, absent: Sequence[int] = (), active: Sequence[Sequence[int]] = ()
+) -> Reference:
     """Trains as the job says; cuts, compute nodes and the network play no part. Torch's random state is left as it was.
 
     Args:
         job: The job.
         data_dir: Folder of the data set, instead of the job's `data.dir`.
         absent: Owners that are left out of every round.
+        active: By round, the owners that take part; all who are not absent where not given.
     """
     data = {name: getattr(job.data, name) for name in job.data.__struct_fields__}
     if data_dir is not None:
@@ -74,7 +77,8 @@ def train(job: Job, data_dir: Path | None = None, absent: Sequence[int] = ()) ->
         model = initial_model(job)
         memory = initial_memory(job, model)
         for round_ in range(job.train.rounds):
-            trained = [train_owner(job, model, memory, owner, round_) for owner in owners]
+            here = [owner for owner in owners if not active or owner.number in active[round_]]
+            trained = [train_owner(job, model, memory, owner, round_) for owner in here]
             states, memories, samples, losses = zip(*trained, strict=True)
             state, memory = weighted_mean(states, samples), weighted_mean(memories, samples)
             model.load_state_dict({name: torch.from_numpy(array) for name, array in state.items()})  # copies
@@ -187,19 +191,50 @@ def train_owner(
             inputs, targets = map(torch.from_numpy, owner.train.batch(indices, rng))
             pieces = min(job.train.micro_batches, len(indices))
             for micro, (x, y) in enumerate(zip(inputs.tensor_split(pieces), targets.tensor_split(pieces), strict=True)):
+                raw, extra = x, None
                 for i, block in enumerate(model):
                     seed_torch(job.seed, "forward", *at, micro, i)
                     x = block(x)
+                    if i == (job.first_cut or 1) - 1:
+                        x, extra = guarded(job, raw, x, key(job.seed, "noise", *at, micro))
                 loss = nn.functional.cross_entropy(x.reshape(-1, x.shape[-1]), y.reshape(-1))
                 if len(y) < len(indices):
                     loss = loss * (len(y) / len(indices))
-                loss.backward()  # type: ignore[no-untyped-call]
+                (loss if extra is None else loss + extra * (len(y) / len(indices))).backward()
                 loss_sum += float(loss.detach()) * len(indices)
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
             samples += len(indices)
     kept = {f"{i}.{what}": tensor for i, p in enumerate(parameters) for what, tensor in optimizer.state[p].items()}
     return arrays(model.state_dict()), arrays({name: kept[name] for name in memory}), samples, loss_sum
+
+
+def guarded(job: Job, raw: torch.Tensor, h: torch.Tensor, seed: int) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Smashed data as the job's privacy wants them: clipped per sample, likeness penalised, then noise on top."""
+    of = job.privacy
+    if of.clip_norm is not None:
+        norms = torch.stack([sample.flatten().norm() for sample in h]).clamp(min=1e-12)
+        h = h * (of.clip_norm / norms).clamp(max=1).reshape(-1, *[1] * (h.ndim - 1))
+    extra = of.nopeek * likeness(raw, h) if of.nopeek and len(h) > 1 else None
+    if of.clip_norm is not None and of.noise:
+        h = h + of.noise * of.clip_norm * torch.randn(h.shape, generator=torch.Generator().manual_seed(seed))
+    return h, extra
+
+
+def likeness(raw: torch.Tensor, h: torch.Tensor) -> torch.Tensor:
+    """Squared distance correlation: dCov / sqrt(dVar dVar), each a mean over pairs of centred distances.
+
+    Its gradient is a sum that autograd adds up in the order of these lines, so for equal bits the order counts: the
+    distances by |u - v|^2 = u.u + v.v - 2 u.v, then dCov, then the variances.
+    """
+    tables = []
+    for values in (raw.float().flatten(1), h.flatten(1)):
+        own = (values * values).sum(1)
+        apart = (own.unsqueeze(1) + own.unsqueeze(0) - 2 * values.matmul(values.t())).clamp(min=1e-12)
+        table = apart.sqrt() * (1 - torch.eye(len(own)))
+        tables.append(table - table.mean(0, keepdim=True) - table.mean(1, keepdim=True) + table.mean())
+    a, b = tables
+    return (a * b).mean() / ((a * a).mean() * (b * b).mean() + 1e-10).sqrt()
 
 
 def batches(job: Job, owner: Owner, round_: int, epoch: int) -> list[Indices]:

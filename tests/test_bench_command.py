@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from pathlib import Path
 
 import numpy as np
@@ -30,6 +31,8 @@ def test_a_file_and_its_mask(tmp_path: Path) -> None:
     code, text = call("--tensor", str(tmp_path / "g.npy"), "--mask", str(tmp_path / "a.npy"))
     assert code == 0
     assert all(name in text for name in ("none", "lz4", "bf16-huff", "topk(0.1)"))
+    for module, name in (("zstandard", "zstd 1"), ("blosc2", "blosc2 zstd-1 shuffle"), ("torch", "torch bfloat16")):
+        assert (name in text) == (importlib.util.find_spec(module) is not None)
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from zmpsl.codec_trial import TEXTS, read_npy, try_codec
+from zmpsl.codec_rivals import rivals
+from zmpsl.codec_trial import TEXTS, read_npy, try_codec, try_rival
 from zmpsl.engine.cut_tensors import cut_tensors
 from zmpsl.errors import DataError, JobError
 from zmpsl.job.schema import Model
@@ -79,6 +80,16 @@ class TestTrials:
             assert trial.ratio >= 1
             assert min(trial.encode_bytes_per_s, trial.decode_bytes_per_s) > 0
             assert (trial.error == 0) == (text in ("none", "lz4", "bitmap", "huff"))
+
+    def test_rivals_give_back_what_their_error_says(self) -> None:
+        values = np.maximum(np.random.default_rng(1).standard_normal(30000), 0).astype(np.float32)
+        trials = {rival.name: try_rival(rival, values, 1) for rival in rivals(values, most=True)}
+        assert trials["lz4"].error == 0
+        assert trials["torch bfloat16"].ratio == 2
+        for name, trial in trials.items():
+            exact = name.startswith(("lz4", "zstd")) or (name.startswith("blosc2") and "bits" not in name)
+            assert (trial.error == 0) == exact, name
+            assert trial.error < 0.2, name
 
     def test_a_codec_that_is_none(self) -> None:
         with pytest.raises(ValueError, match="'zip' is no codec"):

@@ -139,14 +139,15 @@ def test_a_chain_in_the_solved_order_trains_the_same(seed: int, monkeypatch: pyt
     hosts = (f"host-{number}" for number in count())
     monkeypatch.setattr("zmpsl.roles.member.socket.gethostname", lambda: next(hosts))
     settings = job(*SMALL, "train.rounds=1")
+    even = MemoryRun(msgspec.structs.replace(settings, cuts="even"))
+    even.run()
     late_and_early = iter([[1, 50, 1, 1, 1, 1], [1, 1, 50, 50, 50, 1]])
     monkeypatch.setattr(
         "zmpsl.roles.compute.profiled", lambda *_: Profiled(profile=profile(settings, next(late_and_early)))
     )
     monkeypatch.setattr("zmpsl.roles.owner.profiled", lambda *_: Profiled(profile=profile(settings, [1] * 6)))
-    run, even = MemoryRun(settings, seed), MemoryRun(msgspec.structs.replace(settings, cuts="even"))
+    run = MemoryRun(settings, seed)
     run.run()
-    even.run()
     assert run.manager.plan is not None
     assert run.manager.plan.bounds == (0, 1, 2, 5, 6)
     assert differing(global_state(run.members), global_state(even.members)) == []
@@ -164,6 +165,45 @@ def test_a_model_that_cannot_be_profiled_is_cut_evenly_and_says_why(who: str, mo
     (notice,) = [event for event in events if isinstance(event, NoticeEvent)]
     assert re.search(r"could not measure \(no such input\); the cuts are even", notice.text)
     assert next(event for event in events if isinstance(event, RoundEvent)).predicted_s is None
+
+
+@pytest.mark.parametrize("cuts", ["even", "[2, 3, 5]"])
+def test_rounds_of_given_cuts_are_predicted_too(cuts: str) -> None:
+    run, events = MemoryRun(job(*SMALL, "train.rounds=1", f"cuts={cuts}")), []
+    run.manager.board.listeners.append(events.append)
+    run.run()
+    (round_,) = [event for event in events if isinstance(event, RoundEvent)]
+    assert round_.predicted_s is not None
+    assert set(round_.predicted_busy_s) == {"node-0", "node-1"}
+
+
+@pytest.mark.parametrize("who", ["owner", "compute"])
+def test_given_cuts_that_cannot_be_predicted_are_trained(who: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(f"zmpsl.roles.{who}.profiled", lambda *_: Profiled(profile=None, text="no such input"))
+    run, events = MemoryRun(job(*SMALL, "train.rounds=1", "cuts=[2, 3, 5]")), []
+    run.manager.board.listeners.append(events.append)
+    run.run()
+    assert run.manager.plan is not None
+    assert run.manager.plan.bounds == (0, 2, 3, 5, 6)
+    assert any("rounds are not predicted" in event.text for event in events if isinstance(event, NoticeEvent))
+
+
+@pytest.mark.parametrize("damage", [None, b"", b"{}"])
+def test_a_run_that_goes_on_is_predicted_by_the_profiles_it_began_with(
+    damage: bytes | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = job(*SMALL, "train.rounds=1", "cuts=auto")
+    MemoryRun(settings, runs=tmp_path).run()
+    (folder,) = tmp_path.iterdir()
+    if damage is not None:
+        (folder / "profiles.json").write_bytes(damage)
+    monkeypatch.setattr("zmpsl.roles.owner.profiled", lambda *_: pytest.fail("measured again"))
+    longer = msgspec.structs.replace(settings, train=msgspec.structs.replace(settings.train, rounds=2))
+    run, events = MemoryRun(longer, runs=tmp_path, resume=read_record(folder)), []
+    run.manager.board.listeners.append(events.append)
+    run.run()
+    (round_,) = [event for event in events if isinstance(event, RoundEvent)]
+    assert (round_.predicted_s is None) == (damage is not None)
 
 
 class TestAsking:

@@ -191,3 +191,11 @@ def test_the_changelog_begins_with_this_version() -> None:
     version = re.search(r"^## (\S+)", (ROOT / "CHANGELOG.md").read_text(encoding="utf-8"), re.M)
     assert version is not None
     assert version[1] == zmpsl.__version__
+
+
+def test_every_test_that_the_security_page_names_is_there():
+    text = (ROOT / "docs" / "security.md").read_text()
+    named = re.findall(r"`((?:faults/)?test_\w+\.py)::(\w+)`", text)
+    missing = [f"{file}::{name}" for file, name in named if f"def {name}(" not in (ROOT / "tests" / file).read_text()]
+    assert missing == []
+    assert {row for row in re.findall(r"^\| (S\d) \|", text, re.MULTILINE)} == {f"S{n}" for n in range(1, 8)}

@@ -20,6 +20,7 @@ from zmpsl.keys import Security
 from zmpsl.loop import Node
 from zmpsl.manager_loop import ManagerNode
 from zmpsl.messages import PROTOCOL, Finish, FromManager, Join, Leave, Message, Refused, Submit, Welcome
+from zmpsl.roles.actions import Tell
 from zmpsl.roles.aggregator import Aggregator
 from zmpsl.roles.compute import ComputeNode
 from zmpsl.roles.manager import Manager, Phase
@@ -132,6 +133,16 @@ def test_two_claim_one_place():
         assert manager.manager.round == 2
 
 
+def test_a_place_whose_holder_is_gone_is_free_for_anybody():
+    """Also for who asks for no place in particular, and before the manager has given up the one that had it."""
+    manager = Manager(None, job(*SMALL, "owners=1"))
+    list(manager.hear(b"first", Join(role="owner")))
+    list(manager.unreachable(b"first", 0.0))
+    told = [each.message for each in manager.hear(b"second", Join(role="owner")) if isinstance(each, Tell)]
+    assert isinstance(told[-1], Welcome)
+    assert told[-1].place == "owner-0"
+
+
 def test_more_roles_than_places():
     """One compute node too many is sent away; the run goes on."""
     with party(job(*SMALL), ComputeNode(), ComputeNode()) as (manager, nodes):
@@ -203,6 +214,48 @@ def test_unknown_role(says: Callable[[str, Message], list[FromManager]]):
 # -- submitting --------------------------------------------------------------------------------------------------------
 
 
+def _answer_until(server: ControlServer, kind: type[Message], answer: FromManager) -> None:
+    """Answers whoever says this kind of thing."""
+    received: list[tuple[bytes, Message]] = []
+
+    def heard() -> bool:
+        got = server.receive()
+        if got is not None and isinstance(got[1], kind):
+            received.append(got)
+        return bool(received)
+
+    wait_for(heard, 10)
+    server.send(received[0][0], answer)
+
+
+def test_who_watches_waits_for_a_lost_manager_like_the_members_do():
+    """It comes back, here after much more than network.lost_after_s, and the watcher hears the end of the run."""
+    handed_in = job(*SMALL, "network.lost_after_s=0.01")
+    context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+    server = ControlServer(context, "tcp://127.0.0.1:*")
+    told: list[str] = []
+    watcher = threading.Thread(
+        target=submit, args=(handed_in, server.endpoint), kwargs={"watch": True, "tell": told.append}
+    )
+    watcher.start()
+    try:
+        _answer_until(server, Submit, Welcome(place="", job=handed_in))
+        _answer_until(server, Join, Welcome(place="", job=handed_in))
+        endpoint = server.endpoint
+        server.close()
+        away = time.monotonic()
+        wait_for(lambda: time.monotonic() - away > 0.5)
+        assert watcher.is_alive()
+        server = ControlServer(context, endpoint)
+        _answer_until(server, Join, Finish(exit_code=0, text="all done"))
+        watcher.join(10)
+        assert told[-1] == "all done"
+    finally:
+        server.close()
+        watcher.join(10)
+        context.term()
+
+
 @pytest.mark.parametrize("second", ["another", "the same"])
 def test_job_submitted_twice(second: str):
     """The second one is refused, also when it is the very same job: nothing new will be trained."""
@@ -241,6 +294,7 @@ def test_submit_to_somebody_else():
 
 def test_watched_manager_that_vanishes():
     """Nobody hangs: who watches a run is told within seconds that the manager is gone."""
+    brief = job("recover.wait_s=0")  # a run that ends when a role is lost
     context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
     server = ControlServer(context, "tcp://127.0.0.1:*")
     address = server.endpoint
@@ -248,7 +302,7 @@ def test_watched_manager_that_vanishes():
 
     def watch() -> None:
         try:
-            submit(job(), address, watch=True, tell=lambda _: None)
+            submit(brief, address, watch=True, tell=lambda _: None)
         except ZmpslError as error:
             errors.append(error)
 
@@ -256,7 +310,7 @@ def test_watched_manager_that_vanishes():
     watcher.start()
     heard: list[tuple[bytes, object]] = []
     wait_for(lambda: (each := server.receive()) is not None and (heard.append(each) or isinstance(each[1], Submit)), 10)
-    server.send(heard[-1][0], Welcome(place="", job=job()))
+    server.send(heard[-1][0], Welcome(place="", job=brief))
     server.close(1.0)
     watcher.join(10)
     hung = watcher.is_alive()

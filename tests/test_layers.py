@@ -22,17 +22,21 @@ LAYERS = [
     ["zmpsl", "zmpsl.errors", "zmpsl.randomness", "zmpsl.models"],
     ["zmpsl.job", "zmpsl.keys"],
     ["zmpsl.plan", "zmpsl.profiles"],
-    ["zmpsl.codec_plain", "zmpsl.codec_planes", "zmpsl.codec_twins", "zmpsl.codec_kernels"],
+    ["zmpsl.codec_plain", "zmpsl.codec_planes", "zmpsl.codec_twins", "zmpsl.codec_kernels", "zmpsl.codec_rivals"],
     ["zmpsl.codecs", "zmpsl.state"],
     ["zmpsl.packed_state"],
     ["zmpsl.pool"],
     ["zmpsl.messages"],
     ["zmpsl.transport", *(f"zmpsl.transport.{name}" for name in PURE_TRANSPORT)],
     ["zmpsl.transport.curve"],
-    ["zmpsl.transport.link", "zmpsl.transport.control", "zmpsl.transport.shaping", "zmpsl.codec_trial"],
+    [
+        *("zmpsl.transport.link", "zmpsl.transport.control", "zmpsl.transport.shaping", "zmpsl.codec_trial"),
+        "zmpsl.slow_link",
+    ],
+    ["zmpsl.link_trial"],
     ["zmpsl.data", "zmpsl.engine", "zmpsl.observe", "zmpsl.checkpoint", "zmpsl.planner"],
     ["zmpsl.roles"],
-    ["zmpsl.station", "zmpsl.life"],
+    ["zmpsl.station", "zmpsl.life", "zmpsl.link_watch"],
     ["zmpsl.security"],
     ["zmpsl.loop", "zmpsl.manager_loop", "zmpsl.submit"],
     ["zmpsl.crowd"],
@@ -43,7 +47,7 @@ LAYERS = [
 ]
 ZMQ_USERS = {
     *("zmpsl.transport.curve", "zmpsl.transport.link", "zmpsl.transport.control"),
-    *("zmpsl.loop", "zmpsl.manager_loop", "zmpsl.crowd", "zmpsl.submit", "zmpsl.doctor"),
+    *("zmpsl.loop", "zmpsl.manager_loop", "zmpsl.crowd", "zmpsl.submit", "zmpsl.doctor", "zmpsl.link_trial"),
 }
 # Where torch may be imported when a module is loaded, and where only inside a function. launch.preload loads it early
 # on purpose, in a process that will train.

@@ -76,7 +76,7 @@ def test_the_smallest_lenet5_works():
 
 # --- a user's own model -----------------------------------------------------------------------------------------------
 
-USER = '''
+USER = """
 from torch import nn
 
 calls = []
@@ -113,7 +113,7 @@ def refuses():
     raise ValueError("no such size")
 
 number = 3
-'''
+"""
 
 
 @pytest.fixture

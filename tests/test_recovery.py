@@ -39,6 +39,7 @@ def disturbed(job_: Job, runs: Path, blows: list[tuple[str, signal.Signals]]) ->
 
     thread = threading.Thread(target=work)
     thread.start()
+
     def reached(rounds: int) -> bool:
         return bool(results) or ((folder / "record.json").exists() and read_record(folder).last >= rounds)
 
@@ -68,3 +69,9 @@ def test_a_killed_role_comes_back(quiet: Path, tmp_path: Path, place: str):
     assert len([event for event in events if isinstance(event, PlanEvent)]) >= 2
     if place != "manager":
         assert any(event.place == place for event in events if isinstance(event, NoticeEvent))
+
+
+def test_a_hung_manager_is_replaced(quiet: Path, tmp_path: Path):
+    """It is stopped, so it neither ends nor answers; the members wait for it, and the launcher must not."""
+    result = disturbed(job(*OVERRIDES), tmp_path, [("manager", signal.SIGSTOP)])
+    assert differing(load_state_dict(result.folder), load_state_dict(quiet)) == []

@@ -210,6 +210,33 @@ class TestAgainstBruteForce:
         assert plain.optimal
         assert found == pytest.approx([plain.value] * 2, rel=1e-12)
 
+    def test_farthest_blocks_prove_what_a_table_would(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Large problems are first asked how far sets of nodes get; here small ones are too, where all is known."""
+        dp, reach = (importlib.import_module(f"zmpsl.planner.{name}") for name in ("dp", "reach"))
+        monkeypatch.setattr(dp, "WORTH_REACHING", 0)
+        monkeypatch.setattr(reach, "ROUGH", 3)
+        proven = 0
+        for seed in range(400):
+            problem = random_problem(seed)
+            best, found = brute_force(problem), solve_or_none(problem, "dp")
+            if found is None:
+                assert best == math.inf, seed
+                continue
+            assert found.value == pytest.approx(best, rel=1e-9), (seed, found.proof)
+            assert found.optimal
+            assert_is_a_split(problem, found)
+            proven += "gets to block" in found.proof
+        assert proven > 100
+
+    @pytest.mark.parametrize("objective", ["pace", "sum"])
+    def test_many_nodes_of_many_speeds_are_proven(self, objective: Any) -> None:
+        rng = random.Random(2)
+        blocks = tuple(BlockCost(f"b{j}", rng.uniform(0.5, 1.5), rng.uniform(1, 3), 0.1) for j in range(200))
+        nodes = tuple(NodeSpec(f"c{i}", slowdown=1 + 0.3 * i) for i in range(12))
+        found = solve(Problem(blocks, nodes, objective=objective), "dp")
+        assert found.optimal, found.proof
+        assert "4,096 sets of nodes" in found.proof
+
     def test_the_random_problems_are_of_all_kinds(self) -> None:
         """The test above proves little if all its problems are alike."""
         problems = [random_problem(seed) for seed in range(400)]

@@ -6,6 +6,9 @@
                                 part-1.optimizer.safetensors     only with optimizer.state: average
                                 model.safetensors.index.json     by the manager: which file holds which tensor
 
+With `codec.checkpoints` the part files are packed states (`part-1.packed`, see `zmpsl.packed_state`): the same tensors,
+the same digests, fewer bytes. Whichever of the two is there is read.
+
 Everything is written to a temporary file, synced and renamed. The union of the part files is an ordinary state dict of
 `torch.nn.Sequential(*blocks)`; the index is in the form that other tools know from sharded checkpoints.
 """
@@ -25,8 +28,10 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
+from zmpsl.codecs import by_name
 from zmpsl.errors import CheckpointError
 from zmpsl.job.schema import Job
+from zmpsl.packed_state import pack_state, unpack_state
 from zmpsl.plan import AGGREGATOR, Plan, node_name
 from zmpsl.state import Flat, Layout, Segment, digest, ends_layout, layout_of
 
@@ -47,7 +52,8 @@ __all__ = [
 INDEX = "model.safetensors.index.json"
 # What msgspec raises for bytes that are not what they should be.
 _DAMAGED = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
-_PART_FILE = re.compile(r"part-[0-9]+\.safetensors")
+_PART_FILE = re.compile(r"part-[0-9]+\.(safetensors|packed)")
+PLAIN, PACKED = ".safetensors", ".packed"
 
 
 class _Index(Struct):
@@ -127,12 +133,13 @@ def round_folder(run: Path, round_: int) -> Path:
 
 
 def _files(bounds: tuple[int, ...], part: int, layout: Layout) -> Iterable[tuple[str, list[Segment]]]:
+    """Names without ending, and what is in each file."""
     indices = range(bounds[part], bounds[part + 1])
     mine = [segment for segment in layout.segments if int(segment.name.split(".", 1)[0]) in indices]
-    yield f"part-{part}.safetensors", [segment for segment in mine if not segment.is_optimizer]
+    yield f"part-{part}", [segment for segment in mine if not segment.is_optimizer]
     extra = [segment for segment in mine if segment.is_optimizer]
     if extra:
-        yield f"part-{part}.optimizer.safetensors", extra
+        yield f"part-{part}.optimizer", extra
 
 
 def save_parts(run: Path, plan: Plan, round_: int, parts: Iterable[int], layout: Layout, flat: Flat) -> None:
@@ -145,19 +152,27 @@ def save_parts(run: Path, plan: Plan, round_: int, parts: Iterable[int], layout:
     views = layout.views(flat)
     for part in parts:
         for name, segments in _files(plan.bounds, part, layout):
-            path, temporary = folder / name, folder / f"{name}.tmp"
+            path = folder / (name + _ending(plan.job))
+            temporary = path.with_name(path.name + ".tmp")
+            tensors = {s.name: views[s.name] for s in segments}
             try:
                 folder.mkdir(parents=True, exist_ok=True)
-                save_file(
-                    {s.name: views[s.name] for s in segments},
-                    temporary,
-                    {"run": plan.run, "round": str(round_), "part": str(part)},
-                )
+                if path.suffix == PACKED:
+                    with temporary.open("wb") as file:
+                        file.writelines(pack_state(tensors, by_name(plan.job.codec.checkpoints)))
+                else:
+                    save_file(tensors, temporary, {"run": plan.run, "round": str(round_), "part": str(part)})
                 with temporary.open("rb") as file:
                     os.fsync(file.fileno())
                 temporary.replace(path)
+                # Of a round that is done again after the job was changed, the other file must not be read.
+                path.with_name(name + (PLAIN if path.suffix == PACKED else PACKED)).unlink(missing_ok=True)
             except (OSError, SafetensorError) as error:
                 raise CheckpointError(f"cannot write {path}: {error}") from error
+
+
+def _ending(job: Job) -> str:
+    return PLAIN if job.codec.checkpoints == "none" else PACKED
 
 
 def load_state(run: Path, plan: Plan, layout: Layout, flat: Flat) -> None:
@@ -217,13 +232,13 @@ def load_parts(
     views = layout.views(flat)
     for part in parts:
         for name, segments in _files(bounds, part, layout):
-            tensors = _read(round_folder(run, round_) / name)
+            path = _found(round_folder(run, round_) / name)
+            tensors = _read(path)
             for segment in segments:
                 tensor = tensors.get(segment.name)
                 if tensor is None or tensor.shape != segment.shape or tensor.dtype != segment.dtype:
                     raise CheckpointError(
-                        f"{round_folder(run, round_) / name}: tensor {segment.name} is missing or not"
-                        f" {segment.dtype}{list(segment.shape)}"
+                        f"{path}: tensor {segment.name} is missing or not {segment.dtype}{list(segment.shape)}"
                     )
                 views[segment.name][...] = tensor
     found = digest(flat)
@@ -234,8 +249,17 @@ def load_parts(
         )
 
 
+def _found(path: Path) -> Path:
+    """Gives the packed file of that name if there is one, else the plain one, which may not be there either."""
+    packed = path.with_name(path.name + PACKED)
+    return packed if packed.exists() else path.with_name(path.name + PLAIN)
+
+
 def _read(path: Path) -> dict[str, NDArray[np.generic]]:
     try:
+        if path.suffix == PACKED:
+            with path.open("rb") as file:
+                return unpack_state(file)
         tensors: dict[str, NDArray[np.generic]] = load_file(path)
     except FileNotFoundError as error:
         raise CheckpointError(
@@ -249,7 +273,7 @@ def _read(path: Path) -> dict[str, NDArray[np.generic]]:
 def write_index(run: Path, plan: Plan, round_: int, digests: dict[str, str]) -> None:
     """Writes which file holds which tensor of the model."""
     weight_map = {
-        f"{index}.{entry.key}": f"part-{part}.safetensors"
+        f"{index}.{entry.key}": f"part-{part}{_ending(plan.job)}"
         for part in range(plan.parts)
         for index in plan.blocks_of(part)
         for entry in plan.blocks[index].entries

@@ -51,6 +51,7 @@ class Kernels:
         mask_into: (source, destination): one bit per value, set where it is not 0, the first in the lowest bit.
         pack_into: (source, mask, destination): the values under the mask, in order.
         unpack_into: (source, mask, destination): the reverse, zeros elsewhere.
+        module: Where all of this comes from.
     """
 
     isa: str
@@ -59,11 +60,17 @@ class Kernels:
     mask_into: Callable[[Buffer, Buffer], int]
     pack_into: Callable[[Buffer, Buffer, Buffer], int]
     unpack_into: Callable[[Buffer, Buffer, Buffer], int]
+    module: ModuleType
 
     @property
     def native(self) -> bool:
         """Whether these are the C kernels."""
         return self.isa != "numpy"
+
+    def topk_encode_into(self, values: Buffer, destination: Buffer, share: float) -> int:
+        """Writes the largest float32 values, about that share of all, as bf16_huff; the others become 0."""
+        size: int = self.module.topk_encode_into(values, destination, share)
+        return size
 
     def step(self, values: Buffer, alpha: float) -> float:
         """Gives qz's step for float32 values: alpha times their root mean square, within what qz allows."""
@@ -76,8 +83,9 @@ def gather(module: ModuleType) -> Kernels:
         name: Kernel(name, *(getattr(module, f"{name}_{end}") for end in ("encode_into", "decode_into", "bound")))
         for name in NAMES
     }
-    helpers = (getattr(module, name) for name in ("mean_square", "mask_into", "pack_into", "unpack_into"))
-    return Kernels(module.ISA, formats, *helpers)
+    return Kernels(
+        module.ISA, formats, module.mean_square, module.mask_into, module.pack_into, module.unpack_into, module
+    )
 
 
 def _load() -> ModuleType:

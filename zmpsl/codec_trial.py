@@ -11,6 +11,7 @@ from typing import NamedTuple, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from zmpsl.codec_rivals import Rival
 from zmpsl.errors import DataError
 from zmpsl.job.codec import parse_spec
 from zmpsl.transport.mask import KnownMask
@@ -18,7 +19,7 @@ from zmpsl.transport.packing import Packer, Unpacker
 from zmpsl.transport.task import Op, Task
 from zmpsl.transport.wire import Header, messages, parse
 
-__all__ = ["TEXTS", "Trial", "read_npy", "try_codec"]
+__all__ = ["TEXTS", "Trial", "read_npy", "try_codec", "try_rival"]
 
 TEXTS = ("none", "lz4", "bitmap", "huff", "bf16", "bf16-huff", "int8", "int4", "qz(0.2)", "qz(0.5)", "topk(0.1)")
 MOST_BYTES = 1 << 32
@@ -30,7 +31,7 @@ class Trial(NamedTuple):
     """One codec on one tensor.
 
     Attributes:
-        codec: As in a job.
+        codec: As in a job, or what the rival calls itself.
         ratio: Bytes of the tensor over bytes sent, headers left out.
         encode_bytes_per_s: Bytes of the tensor packed in a second, by one thread.
         decode_bytes_per_s: The same for unpacking.
@@ -76,6 +77,24 @@ def try_codec(text: str, values: Values, activation: Values | None = None, repea
     error = float(np.linalg.norm(seen - expected)) / length if length else 0.0
     speeds = [values.nbytes / max(statistics.median(times), 1e-9) for times in (packing, unpacking)]
     return Trial(text, values.nbytes / size, speeds[0], speeds[1], error)
+
+
+def try_rival(rival: Rival, expected: Values, repeats: int = 3) -> Trial:
+    """Takes the times of what one would use otherwise.
+
+    Args:
+        rival: Made for the tensor `expected`.
+        expected: What should come out.
+        repeats: How often; the median counts.
+    """
+    size, seen = rival.encode(), rival.decode().reshape(expected.shape)
+    length = float(np.linalg.norm(expected))
+    error = float(np.linalg.norm(seen - expected)) / length if length else 0.0
+    packing, unpacking = (
+        statistics.median(_timed(work)[1] for _ in range(repeats)) for work in (rival.encode, rival.decode)
+    )
+    speeds = [expected.nbytes / max(seconds, 1e-9) for seconds in (packing, unpacking)]
+    return Trial(rival.name, expected.nbytes / size, speeds[0], speeds[1], error)
 
 
 def _arrive(unpack: Unpacker, chunks: list[tuple[Header, memoryview]], arrived: NDArray[np.uint8]) -> bool:

@@ -48,7 +48,7 @@ __all__ = [
     "bf16_huff_encode_into", "bitmap_bound", "bitmap_decode_into", "bitmap_encode_into", "bytes_bound",
     "bytes_decode_into", "bytes_encode_into", "huff_bound", "huff_decode_into", "huff_encode_into", "int4_bound",
     "int4_decode_into", "int4_encode_into", "int8_bound", "int8_decode_into", "int8_encode_into", "mask_into",
-    "mean_square", "pack_into", "qz_bound", "qz_decode_into", "qz_encode_into", "unpack_into",
+    "mean_square", "pack_into", "qz_bound", "qz_decode_into", "qz_encode_into", "topk_encode_into", "unpack_into",
 ]  # fmt: skip
 
 ISA = "numpy"
@@ -57,6 +57,7 @@ STEP_MAX = 2.0**100
 DENSE = 1
 POSITIVE = 2
 ESCAPE = -128
+SAMPLE = 8192
 
 
 # Entropy-coded forms, in blocks of 65,536 values.
@@ -117,6 +118,32 @@ def _encode_floats(bits: U32, half: bool) -> list[U8]:
         encode_plane((kept >> 23).astype(np.uint8)),
         *([] if dense else [encode_plane(map_of(bits))]),
     ]
+
+
+def _least_to_keep(sizes: U32, share: float) -> int:
+    """Gives the least magnitude of about the wanted share of all values, as bits of a float32.
+
+    It comes from a sample: groups of 8 values at even distances, about `SAMPLE` in all; every value where there are
+    fewer than twice as many. The distance is an odd number of groups, or the sample would see the same pixels of every
+    image. It is the largest multiple of 2^12 that keeps the wanted share of the sample.
+    """
+    apart = 1 if sizes.size < 2 * SAMPLE else sizes.size // SAMPLE | 1
+    sample = sizes
+    if apart > 1:
+        sample = sizes[: sizes.size // 8 * 8].reshape(-1, 8)[::apart].ravel()
+    wanted = max(1, int(share * sample.size + 0.5))
+    return int(np.sort(sample >> 12)[-wanted]) << 12 if sample.size else 0
+
+
+def topk_encode_into(src: Buffer, dst: Buffer, share: float) -> int:
+    """Writes the largest values, about this share of all, as `bf16_huff_encode_into` does; the others become 0."""
+    if not 0 < share <= 1:
+        raise ValueError("the share must lie above 0 and be 1 at most")
+    data = source(src)
+    destination(dst, bf16_huff_bound(data.size // 4), data)
+    bits = bits_of(data)
+    sizes = bits & np.uint32(0x7FFFFFFF)
+    return bf16_huff_encode_into(np.where(sizes < _least_to_keep(sizes, share), np.uint32(0), bits), dst)
 
 
 def _decode_floats(reader: Reader, n: int, half: bool) -> U32:

@@ -22,7 +22,6 @@ from zmpsl.errors import RemoteProtocolError
 __all__ = ["CODECS", "NONE", "Codec", "Packed", "by_name", "by_number", "qz_of", "scratch", "topk_of"]
 
 Bytes = NDArray[np.uint8]
-Values = NDArray[np.float32]
 Pack = Callable[[memoryview], bytes | None]
 
 
@@ -135,25 +134,20 @@ def qz_of(alpha: float) -> Codec:
     return _kernel_codec("qz", 8, exact=False, pack=pack)
 
 
-def largest(values: Values, share: float) -> Values:
-    """Keeps the largest values, at least `share` of them (more where some are equal), NaN first; the others become 0.
-
-    Source: "sparsified SGD with memory", Stich et al. 2018, the operator top_k.
-    """
-    sizes = values.view(np.uint32) & np.uint32(0x7FFFFFFF)  # float32 magnitudes sort as integers
-    k = max(1, round(share * values.size))
-    least = np.partition(sizes, values.size - k)[values.size - k]
-    return np.where(sizes >= least, values, np.float32(0))
-
-
 def topk_of(share: float) -> Codec:
-    """Gives the codec that sends the largest values of each chunk as bf16-huff, which is how a receiver sees them."""
-    kernel = KERNELS.formats["bf16_huff"]
+    """Gives the codec that sends the largest values, about that share of each chunk, as bf16-huff; the rest become 0.
+
+    Source: "sparsified SGD with memory", Stich et al. 2018, the operator top_k, with a threshold from a sample.
+    """
+    bound = KERNELS.formats["bf16_huff"].bound
 
     def pack(chunk: memoryview) -> bytes | None:
-        if len(chunk) % 4 or not len(chunk):
+        nbytes = len(chunk)
+        if nbytes % 4 or not nbytes:
             return None
-        return _encode(kernel, largest(np.frombuffer(chunk, np.float32), share).view(np.uint8))
+        packed = scratch("packed", bound(nbytes // 4))
+        size = KERNELS.topk_encode_into(chunk, packed, share)
+        return packed[:size].tobytes() if size < nbytes else None
 
     return replace(_NAMES["bf16-huff"], name="topk", pack=pack)
 

@@ -22,6 +22,7 @@ from typing import Literal
 
 import zmq
 
+from zmpsl.codec_kernels import KERNELS
 from zmpsl.errors import NetworkError, ZmpslError
 from zmpsl.job import Job
 from zmpsl.keys import (
@@ -122,10 +123,13 @@ def _versions() -> Iterator[Finding]:
             yield Finding("warning", "PyTorch", f"{torch} with CUDA on {platform.machine()}", fix)
         else:
             yield Finding("ok", "PyTorch", torch)
-    if find_spec("zmpsl._codecs") is None:
+    if KERNELS.native:
+        yield Finding("ok", "C kernels", f"built, {KERNELS.isa}")
+    elif find_spec("zmpsl._codecs") is None:
         yield Finding("warning", "C kernels", "not built: codecs run in NumPy", "install a C compiler, and zmpsl again")
     else:
-        yield Finding("ok", "C kernels", "built")
+        fix = "unset ZMPSL_NO_EXT if it is set; else install zmpsl again"
+        yield Finding("warning", "C kernels", "built, but not used: codecs run in NumPy", fix)
 
 
 def _memory() -> Iterator[Finding]:

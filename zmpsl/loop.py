@@ -21,6 +21,7 @@ from zmpsl.errors import JoinError, NetworkError, PeerLostError, RemoteProtocolE
 from zmpsl.job.schema import Network
 from zmpsl.keys import LOOPBACK, Security
 from zmpsl.life import Life, State, complain
+from zmpsl.link_watch import SHAKY_S, LinkWatch
 from zmpsl.messages import Accuse, Leave, Publish
 from zmpsl.roles.actions import Action, Connect, Disconnect, Say, Send, Stop
 from zmpsl.roles.member import Member
@@ -39,8 +40,6 @@ log = logging.getLogger("zmpsl")
 
 IDLE_S = 0.1
 CHECK_EVERY_S = 0.25
-# A handshake may fail while the other side learns of a new plan; after this it is told, and after much more it is over.
-SHAKY_S, HOPELESS_S = 3.0, 30.0
 
 ASK = "does the manager's allow-list have it, and is manager.pub from that manager? `zmpsl doctor` looks at both"
 
@@ -83,7 +82,8 @@ class Node(Life):
         self._context = many_sockets() if context is None else context
         self._security = security
         self._border = Border(Gate(self._context) if security.key is not None else None)
-        self._shaky: dict[str, float] = {}
+        self._shaky_since = time.monotonic()
+        self._watch = LinkWatch()
         try:
             self._inbox = Inbox(self._context, bind, self._network.max_tensor_bytes, advertise, security)
         except NetworkError:
@@ -221,39 +221,37 @@ class Node(Life):
             self._perform(self.member.rejoin())
         if self._control.connected:
             self._away_since, self._met = now, True
-        self._check_handshakes(now)
+        self._check_handshake(now)
         if now - self._away_since > (self._patience_s if self._met else self._reach_s):
             self._fail(
                 PeerLostError(
                     f"the manager at {self._control.endpoint} has been out of reach for {now - self._away_since:.1f} s"
                 )
             )
-        for name, link in self._links.items():
-            if link.broken():
-                self._perform(self.member.broken(name))
-            self._station.measured(name, link.delivered)
+        self._check_links(now)
         if self._troubled_at is not None and now - self._troubled_at > self._network.lost_after_s:
             # The manager should have ended the run by now; do not wait for ever.
             self._fail(self.error or PeerLostError("the manager did not answer"))
 
-    def _check_handshakes(self, now: float) -> None:
-        """Tells of connections that do not come about: libzmq would try again for ever, without a word."""
+    def _check_links(self, now: float) -> None:
+        try:
+            for name, text in self._watch.look(self.member.place, self._links, self._control.connected, now):
+                self._perform(self.member.broken(name, text))
+        except PeerLostError as error:
+            self._trouble(error)
+        for name, link in self._links.items():
+            self._station.measured(name, link.delivered)
+
+    def _check_handshake(self, now: float) -> None:
+        """Tells when the manager does not let us in."""
         self._border.tell_strangers()
         manager, endpoint = self._control, self._control.endpoint
         if manager.refused:
             self._fail(JoinError(f"the manager at {endpoint} refused our key {self._named_key()}; {ASK}"))
-        failures = {"manager": manager.failure, **{name: link.failure for name, link in self._links.items()}}
-        for name, failure in failures.items():
-            if not failure:
-                self._shaky.pop(name, None)
-                continue
-            since = self._shaky.setdefault(name, now)
-            if name == "manager" and not self._met and (manager.hopeless or now - since > SHAKY_S):
-                self._fail(NetworkError(f"no handshake with the manager at {endpoint}: {failure}; {ASK}"))
-            elif name != "manager" and now - since > HOPELESS_S and self._troubled_at is None:
-                self._trouble(PeerLostError(f"no handshake between {self.member.place} and {name}: {failure}"))
-            elif now - since > SHAKY_S and now - since <= SHAKY_S + self.check_every_s:
-                log.warning("no handshake with %s for %.0f s: %s", name, now - since, failure)
+        if not manager.failure or self._met:
+            self._shaky_since = now
+        elif manager.hopeless or now - self._shaky_since > SHAKY_S:
+            self._fail(NetworkError(f"no handshake with the manager at {endpoint}: {manager.failure}; {ASK}"))
 
     def _named_key(self) -> str:
         key = self._security.key
@@ -302,6 +300,7 @@ class Node(Life):
         self._network = job.network
         # A run that may lose roles may lose its manager too.
         self._patience_s = job.recover.manager_wait_s if job.recover.wait_s else job.network.lost_after_s
+        self._watch.begin(job.recover)
         self._inbox.limit = job.network.max_tensor_bytes
         self._inbox.pool.keep(action.keep_bytes)
         self._station.connect(action)

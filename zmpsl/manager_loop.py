@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import zmq
 from msgspec import structs
@@ -37,6 +37,9 @@ class ManagerNode(Life):
         advertise: Host to tell instead of the bound one.
         security: How links are protected; with a key, `allowed` names the list of who may take part.
 
+    Attributes:
+        turned: Called after each turn of the loop, ten times a second and more often, with the time in seconds.
+
     Raises:
         NetworkError: The address cannot be bound.
         JobError: The address needs keys, or `security` that says it does without; or the allow-list is damaged.
@@ -54,6 +57,7 @@ class ManagerNode(Life):
         check_pair(security)
         super().__init__()
         self.manager = manager
+        self.turned: Callable[[float], None] = lambda _now: None
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self._guard: Guard | None = None
         self._watched_at = 0.0
@@ -126,6 +130,7 @@ class ManagerNode(Life):
             self._watched_at = now
             self._watch()
         self._perform(self.manager.tick(now))
+        self.turned(now)
 
     def _hear(self, who: bytes, message: ToManager) -> None:
         """Holds a message against the key it came with, and passes it on."""

@@ -6,6 +6,7 @@ node p - 1. A part is the half-open block range [bounds[p], bounds[p + 1]).
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from hashlib import sha256
 from itertools import pairwise
 
@@ -24,9 +25,11 @@ __all__ = [
     "Peer",
     "Plan",
     "check_cuts",
+    "check_exposure",
     "even_cuts",
     "fingerprint",
     "micro_samples",
+    "held_by_nodes",
     "middle_blocks",
     "node_name",
     "owner_name",
@@ -202,6 +205,15 @@ def middle_blocks(job: Job, blocks: int) -> range:
     return range(first, last)
 
 
+def held_by_nodes(job: Job, blocks: int) -> range:
+    """Gives the blocks that compute nodes hold, also where the job lists its cuts.
+
+    Raises:
+        JobError: There are too few.
+    """
+    return middle_blocks(job, blocks) if isinstance(job.cuts, str) else range(job.cuts[0], job.cuts[-1])
+
+
 def even_cuts(job: Job, blocks: int) -> tuple[int, ...]:
     """Deals the blocks between first and last cut evenly to the compute nodes, the earlier ones taking the rest.
 
@@ -221,6 +233,23 @@ def even_cuts(job: Job, blocks: int) -> tuple[int, ...]:
     for hop in range(job.nodes):
         cuts.append(cuts[-1] + share + (hop < rest))
     return tuple(cuts)
+
+
+def check_exposure(job: Job, blocks: Sequence[Block], bounds: Sequence[int]) -> None:
+    """Checks that no compute node holds more of the model than `privacy.max_share` allows.
+
+    Raises:
+        JobError: One does.
+    """
+    limit, everything = job.privacy.max_share, sum(block.parameters for block in blocks)
+    for hop, (start, stop) in enumerate(pairwise(bounds[1:-1])):
+        held = sum(block.parameters for block in blocks[start:stop])
+        if limit is not None and held > limit * everything:
+            raise JobError(
+                f"{node_name(hop)} would hold {held} of {everything} parameters ({held / everything:.1%}; blocks"
+                f" {start} to {stop - 1}), more than privacy.max_share {limit:.1%}; use cuts: auto, more compute"
+                " nodes, or other cuts"
+            )
 
 
 def check_cuts(job: Job, blocks: int) -> tuple[int, ...]:

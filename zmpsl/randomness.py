@@ -12,6 +12,8 @@ so that anyone can recompute it, in any language, on any host. The uses:
     synthetic                                                  made-up data for benches
     shuffle    owner, round, local epoch                       the order of an owner's samples
     augment    owner, round, local epoch, batch                crops and flips of a batch
+    noise      owner, round, local epoch, batch, micro         noise on smashed data, with an owner's secret
+    test_noise owner, round, batch                              the same in evaluation
     forward    owner, round, local epoch, batch, micro, block  dropout and any other noise inside a block
 """
 

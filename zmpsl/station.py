@@ -132,6 +132,8 @@ class Station:
                 heapq.heappush(self._waiting, (URGENCY[task.op], next(self._order), task))
         except RemoteProtocolError:
             self.strays += 1
+            if task is not None:
+                self._used_up(task)  # dropped is used up too: else its owner could never send again
             raise
         return granted
 
@@ -169,6 +171,12 @@ class Station:
 
     def _handle(self, task: Task) -> Iterator[Action]:
         try:
+            self.member.admit(task)  # again: the round may have ended while it waited, and then it has come twice
+        except RemoteProtocolError:
+            self.strays += 1
+            self._used_up(task)
+            return
+        try:
             yield from self.member.handle(task)
         except RemoteProtocolError as error:
             # Something before it was lost, on a connection that is there again. No task is repeated: the round is.
@@ -179,8 +187,12 @@ class Station:
             for parked in self._parked:
                 heapq.heappush(self._waiting, parked)
             self._parked.clear()
-        outbox = self.outboxes.get(sender_of(task))
-        if outbox is not None:
+        self._used_up(task)
+
+    def _used_up(self, task: Task) -> None:
+        """Notes that the sender of a task gets its credit back."""
+        outbox, plan = self.outboxes.get(sender_of(task)), self.member.plan
+        if outbox is not None and plan is not None and task.plan == plan.version and plan.takes_part(task.owner):
             outbox.owe(task.owner, task.nbytes)
 
     def _grant(self, header: Header) -> str:

@@ -46,6 +46,8 @@ def submit(
     try:
         client.send(Submit(job=job))
         accepted = False
+        patience_s = job.recover.manager_wait_s if job.recover.wait_s else job.network.lost_after_s
+        observe = Join(role="observer", version=__version__, host=socket.gethostname(), pid=os.getpid())
         seen = time.monotonic()
         deadline = time.monotonic() + reach_s
         while True:
@@ -56,15 +58,18 @@ def submit(
                     tell(f"job {job.name} accepted by the manager at {manager}")
                     if not watch:
                         return
-                    client.send(Join(role="observer", version=__version__, host=socket.gethostname(), pid=os.getpid()))
+                    client.send(observe)
+                elif isinstance(message, Welcome) and message.job != job and accepted:
+                    raise PeerLostError(f"the manager at {manager} was started again, and has another job or none")
                 if _over(message, tell):
                     return
-            client.watch()
+            if client.watch() and accepted:  # a manager that was away, or the one that follows it, has forgotten us
+                client.send(observe)
             if client.hopeless or (client.failure and not accepted and time.monotonic() > deadline - reach_s / 2):
                 raise NetworkError(f"no handshake with the manager at {manager}: {client.failure}")
             seen = time.monotonic() if client.connected else seen
-            if accepted and time.monotonic() - seen > job.network.lost_after_s:
-                raise PeerLostError(f"the manager at {manager} is out of reach")
+            if accepted and time.monotonic() - seen > patience_s:
+                raise PeerLostError(f"the manager at {manager} has been out of reach for {patience_s:g} s")
             if not accepted and time.monotonic() > deadline:
                 raise NetworkError(
                     f"the manager at {manager} has not answered for {reach_s:g} s; is it running, and is the address"

@@ -8,6 +8,7 @@
 /* these stand on bf16, bitmap and bytes */
 #include "floats.h"
 #include "qz.h"
+#include "topk.h"
 
 const zc_isa ZC_ISA_SYMBOL = {
     .name = ZC_ISA_NAME,
@@ -15,8 +16,10 @@ const zc_isa ZC_ISA_SYMBOL = {
                qz_encode},
     .decode = {bf16_decode, int8_decode, int4_decode, bitmap_decode, bytes_decode, huff_decode, bf16_huff_decode,
                qz_decode},
+    .topk = topk_encode,
     .mean_square = mean_square,
     .mask = mask_of,
+    .count = zc_count_mask,
     .pack = pack_masked,
     .unpack = unpack_masked,
 };

@@ -13,8 +13,12 @@ static size_t bf16_encode(const uint8_t *src, size_t n, float step, uint8_t *dst
     const u32u *restrict values = (const u32u *)(const void *)src;
     u16u *restrict out = (u16u *)(void *)dst;
     (void)step;
-    for (size_t i = 0; i < n; i++) {
-        out[i] = (uint16_t)(bf16_round(values[i]) >> 16);
+    for (size_t i = 0, stop; i < n;) {
+        i += bf16_wide(src + 4 * i, n - i, dst + 2 * i);
+        stop = i + zc_min(n - i, ZC_TILE);
+        for (; i < stop; i++) {
+            out[i] = (uint16_t)(bf16_round(values[i]) >> 16);
+        }
     }
     return 2 * n;
 }

@@ -39,7 +39,7 @@ static int bitmap_decode(const uint8_t *src, size_t size, uint8_t *dst, size_t n
     if (size < map) {
         return ZC_TRUNCATED;
     }
-    ptrdiff_t count = n == 0 ? 0 : zc_count_mask(src, n);
+    ptrdiff_t count = zc_count_mask(src, n);
     if (count < 0) {
         return ZC_COUNT;
     }
@@ -53,7 +53,7 @@ static int bitmap_decode(const uint8_t *src, size_t size, uint8_t *dst, size_t n
 static void mask_of(const uint8_t *src, size_t n, uint8_t *dst)
 {
     uint32_t tile[ZC_TILE + 8];
-    for (size_t base = 0; base < n; base += ZC_TILE) {
+    for (size_t base = mask_wide(src, n, dst); base < n; base += ZC_TILE) {
         compact32((const u32u *)(const void *)(src + 4 * base), zc_min(n - base, ZC_TILE), dst + base / 8, tile);
     }
 }

@@ -96,21 +96,28 @@ static size_t int8_encode(const uint8_t *src, size_t n, float step, uint8_t *dst
     const f32u *x = (const f32u *)(const void *)src;
     range r[TOGETHER];
     scale s[TOGETHER];
+    size_t done = 0;
     (void)step;
-    for (; n >= TOGETHER * INT8_BLOCK; n -= TOGETHER * INT8_BLOCK, x += TOGETHER * INT8_BLOCK) {
+    while (n - done >= TOGETHER * INT8_BLOCK) {
+        size_t wide = int8_wide(x + done, n - done, out);
+        done += wide;
+        out += zc_bound(ZC_INT8, wide);
+        if (n - done < TOGETHER * INT8_BLOCK) {
+            break;
+        }
         for (size_t i = 0; i < TOGETHER; i++) {
-            r[i] = range_of(x + i * INT8_BLOCK, INT8_BLOCK);
+            r[i] = range_of(x + done + i * INT8_BLOCK, INT8_BLOCK);
         }
         for (size_t i = 0; i < TOGETHER; i++) {
             s[i] = int8_scale(r[i]);
         }
-        for (size_t i = 0; i < TOGETHER; i++) {
-            out = int8_put(x + i * INT8_BLOCK, INT8_BLOCK, s[i], out);
+        for (size_t i = 0; i < TOGETHER; i++, done += INT8_BLOCK) {
+            out = int8_put(x + done, INT8_BLOCK, s[i], out);
         }
     }
-    for (size_t count; n > 0; n -= count, x += count) {
-        count = zc_min(n, INT8_BLOCK);
-        out = int8_put(x, count, int8_scale(range_of(x, count)), out);
+    for (size_t count; done < n; done += count) {
+        count = zc_min(n - done, INT8_BLOCK);
+        out = int8_put(x + done, count, int8_scale(range_of(x + done, count)), out);
     }
     return (size_t)(out - dst);
 }
@@ -177,21 +184,28 @@ static size_t int4_encode(const uint8_t *src, size_t n, float step, uint8_t *dst
     const f32u *x = (const f32u *)(const void *)src;
     range r[TOGETHER];
     scale s[TOGETHER];
+    size_t done = 0;
     (void)step;
-    for (; n >= TOGETHER * INT4_BLOCK; n -= TOGETHER * INT4_BLOCK, x += TOGETHER * INT4_BLOCK) {
+    while (n - done >= TOGETHER * INT4_BLOCK) {
+        size_t wide = int4_wide(x + done, n - done, out);
+        done += wide;
+        out += zc_bound(ZC_INT4, wide);
+        if (n - done < TOGETHER * INT4_BLOCK) {
+            break;
+        }
         for (size_t i = 0; i < TOGETHER; i++) {
-            r[i] = range_of(x + i * INT4_BLOCK, INT4_BLOCK);
+            r[i] = range_of(x + done + i * INT4_BLOCK, INT4_BLOCK);
         }
         for (size_t i = 0; i < TOGETHER; i++) {
             s[i] = int4_scale(r[i]);
         }
-        for (size_t i = 0; i < TOGETHER; i++) {
-            out = int4_put(x + i * INT4_BLOCK, INT4_BLOCK, s[i], out);
+        for (size_t i = 0; i < TOGETHER; i++, done += INT4_BLOCK) {
+            out = int4_put(x + done, INT4_BLOCK, s[i], out);
         }
     }
-    for (size_t count; n > 0; n -= count, x += count) {
-        count = zc_min(n, INT4_BLOCK);
-        out = int4_put(x, count, int4_scale(range_of(x, count)), out);
+    for (size_t count; done < n; done += count) {
+        count = zc_min(n - done, INT4_BLOCK);
+        out = int4_put(x + done, count, int4_scale(range_of(x + done, count)), out);
     }
     return (size_t)(out - dst);
 }
@@ -211,7 +225,9 @@ static int int4_decode(const uint8_t *src, size_t size, uint8_t *dst, size_t n)
     if (size != need) {
         return size < need ? ZC_TRUNCATED : ZC_TRAILING;
     }
-    for (size_t base = 0; base < n; base += INT4_BLOCK) {
+    size_t done = int4_wide_decode(src, n, (f32u *)(void *)dst);
+    src += zc_bound(ZC_INT4, done);
+    for (size_t base = done; base < n; base += INT4_BLOCK) {
         f32u *restrict out = (f32u *)(void *)(dst + 4 * base);
         const u16u *scales = (const u16u *)(const void *)src;
         size_t count = zc_min(n - base, INT4_BLOCK);

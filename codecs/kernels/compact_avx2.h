@@ -94,9 +94,9 @@ static size_t expand32(const u32u *restrict packed, const uint8_t *restrict map,
         __m128i shuffle = _mm_loadl_epi64((const __m128i *)(const void *)zc_shuffle.unpack[map[i]]);
         __m256i lanes = _mm256_cvtepi8_epi32(shuffle); /* negative where no value belongs */
         __m256i values = _mm256_loadu_si256((const __m256i *)(const void *)(packed + taken));
-        values = _mm256_permutevar8x32_epi32(values, lanes);
-        values = _mm256_andnot_si256(_mm256_srai_epi32(lanes, 31), values);
-        _mm256_storeu_si256((__m256i *)(void *)(dst + 8 * i), values);
+        __m256 placed = _mm256_castsi256_ps(_mm256_permutevar8x32_epi32(values, lanes));
+        placed = _mm256_blendv_ps(placed, _mm256_setzero_ps(), _mm256_castsi256_ps(lanes));
+        _mm256_storeu_ps((float *)(void *)(dst + 8 * i), placed);
         taken += (size_t)_mm_popcnt_u32(map[i]);
     }
     return taken;

@@ -88,7 +88,7 @@ static void unsqueeze(const uint8_t *restrict src, size_t n, uint8_t *restrict m
     memcpy(middle + 8 * groups, src + 7 * groups, n % 8);
 }
 
-static size_t encode_block(const uint8_t *src, size_t n, int half, float_work *work, uint8_t *dst)
+static size_t encode_block(const uint8_t *src, size_t n, int half, uint32_t least, float_work *work, uint8_t *dst)
 {
     uint8_t *out = dst + 3;
     size_t k = 0;
@@ -98,7 +98,8 @@ static size_t encode_block(const uint8_t *src, size_t n, int half, float_work *w
         const u32u *values = (const u32u *)(const void *)(src + 4 * base);
         if (half) {
             for (size_t i = 0; i < stop; i++) {
-                work->rounded[i] = bf16_round(values[i]);
+                uint32_t drop = ((values[i] & 0x7fffffffu) - least) >> 31;
+                work->rounded[i] = bf16_round(values[i]) & (drop - 1);
             }
             values = work->rounded;
         }
@@ -126,10 +127,9 @@ static size_t encode_block(const uint8_t *src, size_t n, int half, float_work *w
     return (size_t)(out - dst);
 }
 
-static void merge(const float_work *work, size_t at, size_t n, const u16u *restrict low, uint32_t *restrict x)
+static void merge(const uint8_t *restrict exponents, const uint8_t *restrict middle, const u16u *restrict low, size_t n,
+                  u32u *restrict x)
 {
-    const uint8_t *restrict exponents = work->exponents + at;
-    const uint8_t *restrict middle = work->middle + at;
     if (low == NULL) {
         for (size_t i = 0; i < n; i++) {
             uint32_t m = middle[i];
@@ -143,8 +143,15 @@ static void merge(const float_work *work, size_t at, size_t n, const u16u *restr
     }
 }
 
-/* Reads the planes of a block into `work`; gives the status and, by *low, where the lower halves are. */
-static int read_planes(reader *r, size_t n, int half, float_work *work, size_t *count, const uint8_t **low)
+/* Where the planes of a block are, and how many values are in them. */
+typedef struct float_planes {
+    size_t count;
+    const uint8_t *low; /* NULL for bf16 */
+    const uint8_t *middle;
+} float_planes;
+
+/* Reads the planes of a block, into `work` where they are coded. */
+static int read_planes(reader *r, size_t n, int half, float_work *work, float_planes *planes)
 {
     if (left(r) < 3) {
         return ZC_TRUNCATED;
@@ -162,15 +169,15 @@ static int read_planes(reader *r, size_t n, int half, float_work *work, size_t *
     if (left(r) < lows + middle) {
         return ZC_TRUNCATED;
     }
-    *low = half ? NULL : r->at;
+    planes->low = half ? NULL : r->at;
     r->at += lows;
+    planes->middle = r->at;
     if (flags & FLOATS_POSITIVE) {
         unsqueeze(r->at, k, work->middle);
-    } else {
-        memcpy(work->middle, r->at, k);
+        planes->middle = work->middle;
     }
     r->at += middle;
-    *count = k;
+    planes->count = k;
     int status = plane_decode(r, work->exponents, k);
     if (status != ZC_OK || dense) {
         return status;
@@ -181,35 +188,36 @@ static int read_planes(reader *r, size_t n, int half, float_work *work, size_t *
 
 static int decode_block(reader *r, uint8_t *dst, size_t n, int half, float_work *work)
 {
-    const uint8_t *low;
-    size_t k = 0;
+    float_planes planes = {0, NULL, NULL};
     size_t at = 0;
-    int status = read_planes(r, n, half, work, &k, &low);
+    int status = read_planes(r, n, half, work, &planes);
     if (status != ZC_OK) {
         return status;
+    }
+    const u16u *low = (const u16u *)(const void *)planes.low;
+    if (planes.count == n) {
+        merge(work->exponents, planes.middle, low, n, (u32u *)(void *)dst);
+        return ZC_OK;
     }
     for (size_t base = 0; base < n; base += ZC_TILE) {
         size_t stop = zc_min(n - base, ZC_TILE);
         const uint8_t *map = work->map + base / 8;
-        size_t here = k == n ? stop : zc_popcount(map, (stop + 7) / 8);
-        merge(work, at, here, (const u16u *)(const void *)(low ? low + 2 * at : NULL), work->tile);
+        size_t here = zc_popcount(map, (stop + 7) / 8);
+        merge(work->exponents + at, planes.middle + at, low ? low + at : NULL, here, work->tile);
         at += here;
-        if (k == n) {
-            memcpy(dst + 4 * base, work->tile, 4 * stop);
-        } else {
-            /* the tile can be read 8 values further, so nothing need be copied first */
-            unpack_masked((const uint8_t *)work->tile, here + 8, map, stop, dst + 4 * base);
-        }
+        /* the tile can be read 8 values further, so nothing need be copied first */
+        unpack_masked((const uint8_t *)work->tile, here + 8, map, stop, dst + 4 * base);
     }
     return ZC_OK;
 }
 
-static size_t encode_blocks(const uint8_t *src, size_t n, int half, uint8_t *dst)
+/* With `half`, values whose magnitude is less than `least` (bits of a float32) count as 0. */
+static size_t encode_blocks(const uint8_t *src, size_t n, int half, uint32_t least, uint8_t *dst)
 {
     float_work work;
     uint8_t *out = dst;
     for (size_t base = 0; base < n; base += ZC_BLOCK) {
-        out += encode_block(src + 4 * base, zc_min(n - base, ZC_BLOCK), half, &work, out);
+        out += encode_block(src + 4 * base, zc_min(n - base, ZC_BLOCK), half, least, &work, out);
     }
     return (size_t)(out - dst);
 }
@@ -230,7 +238,7 @@ static int decode_blocks(const uint8_t *src, size_t size, uint8_t *dst, size_t n
 static size_t huff_encode(const uint8_t *src, size_t n, float step, uint8_t *dst)
 {
     (void)step;
-    return encode_blocks(src, n, 0, dst);
+    return encode_blocks(src, n, 0, 0, dst);
 }
 
 static int huff_decode(const uint8_t *src, size_t size, uint8_t *dst, size_t n)
@@ -241,7 +249,7 @@ static int huff_decode(const uint8_t *src, size_t size, uint8_t *dst, size_t n)
 static size_t bf16_huff_encode(const uint8_t *src, size_t n, float step, uint8_t *dst)
 {
     (void)step;
-    return encode_blocks(src, n, 1, dst);
+    return encode_blocks(src, n, 1, 0, dst);
 }
 
 static int bf16_huff_decode(const uint8_t *src, size_t size, uint8_t *dst, size_t n)

@@ -68,4 +68,13 @@ static inline size_t zc_popcount(const uint8_t *bytes, size_t size)
     return count;
 }
 
+/* Number of bits set among the first n; -1 where a bit beyond them is set. */
+static inline ptrdiff_t zc_count_mask(const uint8_t *mask, size_t n)
+{
+    if (n % 8 != 0 && mask[n / 8] >> (n % 8) != 0) {
+        return -1;
+    }
+    return (ptrdiff_t)zc_popcount(mask, (n + 7) / 8);
+}
+
 #endif

@@ -30,7 +30,7 @@ static double mean_square(const uint8_t *src, size_t n)
     double lane[16] = {0};
     double sum = 0;
     size_t whole = n - n % 16;
-    for (size_t i = 0; i < whole; i += 16) {
+    for (size_t i = mean_square_wide(src, whole, lane); i < whole; i += 16) {
         for (size_t j = 0; j < 16; j++) {
             double value = finite_or_zero(x[i + j]);
             lane[j] += value * value;

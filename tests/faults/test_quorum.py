@@ -8,8 +8,9 @@ from pathlib import Path
 import msgspec
 import pytest
 from faulty_run import FaultyRun
-from helpers import ThreadedRun, differing, job, wait_for
+from helpers import TINY, ThreadedRun, differing, job, wait_for
 from reference import train
+from test_cuts_auto import profile
 from test_schedules import small
 
 from zmpsl.checkpoint import load_state_dict
@@ -17,6 +18,7 @@ from zmpsl.errors import PeerLostError
 from zmpsl.job import Job
 from zmpsl.loop import Node
 from zmpsl.observe.events import NoticeEvent, PlanEvent
+from zmpsl.profiles import write_profile
 from zmpsl.roles.manager_state import Phase
 from zmpsl.roles.owner import DataOwner
 
@@ -66,10 +68,28 @@ def test_the_run_goes_on_with_fewer_nodes_under_other_cuts(tmp_path: Path, place
     assert differing(load_state_dict(tmp_path / "memory"), train(run.job).states[-1]) == []
 
 
+@pytest.mark.parametrize("place", ["node-0", "node-2"])
+def test_with_fewer_nodes_the_cuts_are_solved_anew_from_what_was_measured(tmp_path: Path, place: str):
+    """Block 4 is dear: of two nodes one gets it alone, which even cuts would not do."""
+    settings = [*TINY, "owners=2", "compute_nodes=3", "recover.fewer_nodes=true", "recover.wait_s=5"]
+    write_profile(tmp_path / "p.json", profile(job(*settings), [1, 1, 1, 1, 9, 1]))
+    wanted = job(*settings, f"planning.profile={tmp_path / 'p.json'}")
+    run = FaultyRun(wanted, 2, tmp_path, faults=0, loses=place, loses_in=1)
+    texts: list[str] = []
+    run.manager.board.listeners.append(
+        lambda event: texts.append(event.text) if isinstance(event, NoticeEvent) else None
+    )
+    run.run()
+    assert run.manager.plan is not None
+    assert run.manager.plan.bounds == (0, 1, 4, 5, 6)
+    assert sum("cuts solved in" in text for text in texts) == 2
+    assert differing(load_state_dict(tmp_path / "memory"), train(run.job).states[-1]) == []
+
+
 def test_a_role_that_hangs_counts_as_lost(tmp_path: Path):
     """Its connection is open and its heartbeats are answered, but its code does nothing: as a dead disk leaves it."""
     awake = threading.Event()
-    settings = ["owners=2", "train.rounds=100000", "evaluate.every=0", "recover.silent_s=1", "recover.quorum=0.5"]
+    settings = ["owners=2", "train.rounds=100000", "evaluate.every=0", "recover.silent_s=3", "recover.quorum=0.5"]
     with ThreadedRun(
         job("data.args.limit=96", "train.batch_size=16", *settings, "recover.wait_s=0.3"), tmp_path
     ) as run:
@@ -80,7 +100,7 @@ def test_a_role_that_hangs_counts_as_lost(tmp_path: Path):
         wait_for(lambda: manager.plan is not None and manager.plan.active == (0,) and manager.phase is Phase.TRAINING)
         awake.set()
         assert victim.drain(10)
-        assert "has said nothing for 1 s" in str(victim.error)
+        assert "has said nothing for 3 s" in str(victim.error)
         assert run.manager.stop()
 
 

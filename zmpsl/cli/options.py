@@ -57,6 +57,7 @@ def read_job(path: Path | None, overrides: tuple[str, ...]) -> Job:
 
 def options_of(*options: Callable[[Any], Any]) -> Callable[[Any], Any]:
     """Makes one decorator of several options, in the order of the help text."""
+
     def add(command: Any) -> Any:
         for option in reversed(options):
             command = option(command)

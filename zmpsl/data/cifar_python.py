@@ -36,25 +36,25 @@ __all__ = ["read_python_batch"]
 
 _LIMIT_BYTES = 1 << 28  # the largest official file holds 155 MB
 _PIXELS = 3 * 32 * 32
-_NAMES = MappingProxyType({
-    "numpy.core.multiarray _reconstruct": "array",
-    "numpy._core.multiarray _reconstruct": "array",
-    "numpy ndarray": "ndarray",
-    "numpy dtype": "dtype",
-    "_codecs encode": "encode",
-    "__builtin__ bytes": "bytes",  # how Python 3 writes b""
-})
-_CONSTANTS: Mapping[str, Any] = MappingProxyType({"NONE": None, "NEWTRUE": True, "NEWFALSE": False})
-_VALUES = frozenset(
-    "BININT BININT1 BININT2 LONG1 BINSTRING SHORT_BINSTRING BINUNICODE NONE NEWTRUE NEWFALSE".split()
+_NAMES = MappingProxyType(
+    {
+        "numpy.core.multiarray _reconstruct": "array",
+        "numpy._core.multiarray _reconstruct": "array",
+        "numpy ndarray": "ndarray",
+        "numpy dtype": "dtype",
+        "_codecs encode": "encode",
+        "__builtin__ bytes": "bytes",  # how Python 3 writes b""
+    }
 )
+_CONSTANTS: Mapping[str, Any] = MappingProxyType({"NONE": None, "NEWTRUE": True, "NEWFALSE": False})
+_VALUES = frozenset("BININT BININT1 BININT2 LONG1 BINSTRING SHORT_BINSTRING BINUNICODE NONE NEWTRUE NEWFALSE".split())
 _ACTIONS = frozenset(
     "PROTO STOP MARK EMPTY_DICT EMPTY_LIST EMPTY_TUPLE TUPLE TUPLE1 TUPLE2 TUPLE3 APPEND APPENDS SETITEM SETITEMS "
     "GLOBAL REDUCE BUILD BINPUT LONG_BINPUT BINGET LONG_BINGET".split()
 )
-_OPCODES = MappingProxyType({
-    opcode.code.encode("latin-1"): opcode for opcode in pickletools.opcodes if opcode.name in _VALUES | _ACTIONS
-})
+_OPCODES = MappingProxyType(
+    {opcode.code.encode("latin-1"): opcode for opcode in pickletools.opcodes if opcode.name in _VALUES | _ACTIONS}
+)
 
 
 class _Mark:

@@ -22,15 +22,17 @@ from zmpsl.job.schema import Data
 __all__ = ["READERS", "load"]
 
 # Each is called as reader(folder, seed, **args); its keyword-only parameters are what data.args may hold.
-READERS: Mapping[str, Callable[..., Split]] = MappingProxyType({
-    "cifar10": read_cifar10,
-    "cifar100": read_cifar100,
-    "digits": read_digits,
-    "fashion-mnist": read_fashion_mnist,
-    "mnist": read_mnist,
-    "synthetic": read_synthetic,
-    "text": read_text,
-})
+READERS: Mapping[str, Callable[..., Split]] = MappingProxyType(
+    {
+        "cifar10": read_cifar10,
+        "cifar100": read_cifar100,
+        "digits": read_digits,
+        "fashion-mnist": read_fashion_mnist,
+        "mnist": read_mnist,
+        "synthetic": read_synthetic,
+        "text": read_text,
+    }
+)
 
 # For each data set that can be fetched: whether its files are there already.
 _PRESENT: Mapping[str, Callable[[str, str | None], bool]] = MappingProxyType({

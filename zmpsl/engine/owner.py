@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from zmpsl.engine.privacy import Shaping
 from zmpsl.engine.replica import Key, Part, Replica, aligned
 from zmpsl.errors import RemoteProtocolError, TrainingError
 from zmpsl.plan import Plan
@@ -25,10 +26,13 @@ class OwnerEngine:
     Args:
         plan: The plan.
         owner: Index of the owner.
+        secret: What the noise on smashed data follows from, where the job asks for noise.
     """
 
-    def __init__(self, plan: Plan, owner: int) -> None:
+    def __init__(self, plan: Plan, owner: int, secret: bytes = b"") -> None:
         self.owner = owner
+        privacy = plan.job.privacy
+        self._shaping = Shaping(privacy, plan.job.seed, owner, secret) if privacy.shapes else None
         layout = ends_layout(plan.blocks, plan.bounds, plan.job.optimizer)
         self.base = aligned(layout.nbytes)
         self.flat = aligned(layout.nbytes)
@@ -40,9 +44,13 @@ class OwnerEngine:
         self._first.reset(round_)
         self._last.reset(round_)
 
-    def first_forward(self, inputs: Tensor, at: Key) -> Tensor:
-        """Runs part 0 on one micro-batch; gives the smashed data."""
-        return self._first.forward(inputs, at, first=True)
+    def first_forward(self, inputs: Tensor, at: Key, samples: int) -> Tensor:
+        """Runs part 0 on one micro-batch of a batch of so many samples; gives the smashed data as they are sent."""
+        shaping = self._shaping
+        if shaping is None:
+            return self._first.forward(inputs, at, first=True)
+        share = len(inputs) / samples
+        return self._first.forward(inputs, at, first=True, shape=lambda x, h: shaping.train(x, h, at, share))
 
     def first_mask(self, at: Key) -> KnownMask | None:
         """Gives the mask of part 0's output, where that is a ReLU's and still saved."""
@@ -92,9 +100,10 @@ class OwnerEngine:
         """Steps part 0's optimiser."""
         self._first.update()
 
-    def evaluate_first(self, inputs: Tensor) -> Tensor:
-        """Runs the base of part 0 in evaluation mode."""
-        return self._parts[0].evaluate(inputs)
+    def evaluate_first(self, inputs: Tensor, round_: int, batch: int) -> Tensor:
+        """Runs the base of part 0 in evaluation mode; gives the smashed data as they are sent."""
+        output = self._parts[0].evaluate(inputs)
+        return output if self._shaping is None else self._shaping.evaluate(output, round_, batch)
 
     def evaluate_last(self, activations: Tensor, targets: Tensor) -> tuple[int, int, float]:
         """Runs the base of part P - 1 in evaluation mode.

@@ -1,9 +1,8 @@
 """Measures what a model's blocks cost on this device: seconds, and bytes that weights and activations take.
 
-One block after the other is constructed, measured and dropped, so a device can profile a model it could not hold.
-Blocks run as a replica runs them: seeded, in training mode, backward into leaf gradients, then an optimiser step. What
-every call costs, whatever it computes, is measured with a block that does nothing and taken off. Before each
-forward and backward the processor's caches are filled with something else, as other owners' batches do in between.
+Blocks are constructed, measured and dropped, a stretch of them at a time, so a device can profile a model it could not
+hold. A stretch runs as a replica runs its part (see `stretch`). What every task costs, whatever it computes, is told
+apart. Before each task the processor's caches are filled with something else, as other owners' batches do in between.
 
 With one thread the seconds are those of the processor, which others on the machine do not add to.
 """
@@ -13,18 +12,18 @@ from __future__ import annotations
 import os
 import socket
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
-from statistics import median
+from statistics import fmean, median
 
 import torch
 from torch import Tensor, nn
 
-from zmpsl.engine.build import build_blocks, keyed_generator
-from zmpsl.engine.owner import loss_of
-from zmpsl.engine.replica import aligned, make_optimizer
+from zmpsl.engine.build import build_blocks
+from zmpsl.engine.replica import aligned
+from zmpsl.engine.stretch import Run, Stretch, Taken, clock, tell_apart
 from zmpsl.errors import JobError
-from zmpsl.job.schema import Model, Optimizer
+from zmpsl.job.schema import Job, Model, Optimizer
 from zmpsl.plan import Block, fingerprint
 from zmpsl.profiles import BlockProfile, Profile, Timing, optimizer_name
 from zmpsl.state import Average, Layout, Segment, digest
@@ -32,16 +31,21 @@ from zmpsl.state import Average, Layout, Segment, digest
 __all__ = ["Effort", "conditions", "inputs_like", "measure", "use_threads"]
 
 AVERAGED_BYTES = 1 << 18
-ELSEWHERE_BYTES = 4 << 20  # more than a core's own cache
-Times = tuple[float, float, float]  # forward, backward, update
+# Blocks are measured together up to this many bytes of weights, or up to so many of what a batch leaves in them.
+STRETCH_WEIGHTS, STRETCH_SAVED = 64 << 20, 256 << 20
 
 
 @dataclass(frozen=True)
 class Effort:
-    """How long to measure: at most `repeats` times per block, and, after one warm-up each, for `budget_s` in all."""
+    """How to measure: at most `repeats` times per block, and, after one warm-up each, for `budget_s` in all.
+
+    A role that waits between its tasks, or imitates a slower device by sleeping, finds the processor cold each time:
+    with `rest_s` above 0 that is part of what a task costs.
+    """
 
     repeats: int = 15
     budget_s: float = 60.0
+    rest_s: float = 0.0
 
 
 def inputs_like(shape: tuple[int, ...], dtype: str, samples: int) -> Tensor:
@@ -80,48 +84,108 @@ def measure(
     Raises:
         JobError: The model is not known, or a block cannot be run or differentiated.
     """
-    lending_s, fixed = _fixed(optimizer, effort.repeats)
     add_s, mean_s = _averaging(min(effort.repeats, 5))
-    found, repeats = _walk(model, summary, wanted, inputs, optimizer, effort, fixed)
+    sizes, entries = _walk(model, summary, wanted, inputs, optimizer)
+    job, found, tasks, steps, repeats = Job(model=model, optimizer=optimizer), {}, [], [], effort.repeats
+    for blocks in _stretches(sizes):
+        x = inputs if blocks.start == 0 else _like(*entries[blocks.start], torch.device("cpu"))
+        budget_s = effort.budget_s * len(blocks) / len(sizes)
+        taken = _take(job, summary, blocks, x, effort, budget_s)
+        found.update(_profiles(summary, blocks, sizes, taken))
+        tasks += taken.tasks_s
+        steps.append(taken.step_s)
+        repeats = min(repeats, len(taken.forward_s[0]))
     return Profile(
         model=model.name, fingerprint=fingerprint(summary), model_blocks=len(summary), batch_size=len(inputs),
         optimizer=optimizer_name(optimizer), threads=torch.get_num_threads(), cores=_cores(),
         torch=str(torch.__version__), host=socket.gethostname(), repeats=repeats, input_shape=tuple(inputs.shape[1:]),
-        input_dtype=str(inputs.dtype).removeprefix("torch."), task_s=(lending_s + fixed[0] + fixed[1]) / 2,
-        step_s=fixed[2], add_s_per_byte=add_s, mean_s_per_byte=mean_s, blocks=found,
+        input_dtype=str(inputs.dtype).removeprefix("torch."), task_s=fmean(tasks), step_s=fmean(steps),
+        add_s_per_byte=add_s, mean_s_per_byte=mean_s, blocks=found,
     )  # fmt: skip
 
 
+Form = tuple[tuple[int, ...], torch.dtype]
+
+
 def _walk(
-    model: Model, summary: tuple[Block, ...], wanted: Collection[int], inputs: Tensor, optimizer: Optimizer,
-    effort: Effort, fixed: Times,
-) -> tuple[dict[int, BlockProfile], int]:  # fmt: skip
-    """Goes through the model up to the last block wanted; gives what was found, and the fewest repeats."""
+    model: Model, summary: tuple[Block, ...], wanted: Collection[int], inputs: Tensor, optimizer: Optimizer
+) -> tuple[dict[int, _Bytes], dict[int, Form]]:
+    """Goes through the model up to the last block wanted; gives bytes and the form of the input of those wanted."""
     shape, dtype = tuple(inputs.shape), inputs.dtype
-    found: dict[int, BlockProfile] = {}
-    repeats, share = effort.repeats, effort.budget_s / max(1, len(wanted))
+    sizes, entries = dict[int, _Bytes](), dict[int, Form]()
     before_saved_its_output = False
     for index, block in build_blocks(model, 0, wanted):
         try:
             if index not in wanted:
                 with torch.no_grad():
-                    output = block(_like(shape, dtype, block))
+                    output = block(_like(shape, dtype, _device(block)))
             else:
-                x = _like(shape, dtype, block) if index else inputs
-                case = _Case(block, x, optimizer, first=index == 0, last=index + 1 == len(summary))
-                runs = _repeat(case, effort.repeats, share, fixed)
-                one, before_saved_its_output, output = _weigh(case, before_saved_its_output)
-                found[index] = _profile(summary[index].kind, runs, one)
-                repeats = min(repeats, len(runs))
+                x = _like(shape, dtype, _device(block)) if index else inputs
+                entries[index] = shape, dtype
+                case = _Case(block.train(), x, optimizer, first=index == 0)
+                sizes[index], before_saved_its_output, output = _weigh(case, before_saved_its_output)
         except Exception as error:  # a user's block may raise anything
-            raise JobError(
-                f"model {model.name}: block {index} ({summary[index].kind}) cannot be profiled with an input of"
-                f" {list(shape)} {str(dtype).removeprefix('torch.')}: {type(error).__name__}: {error}"
-            ) from error
+            raise _unfit(model, summary, range(index, index + 1), (shape, dtype), error) from error
         shape, dtype = tuple(output.shape), output.dtype
         if index == max(wanted):
             break
-    return found, repeats
+    return sizes, entries
+
+
+def _unfit(model: Model, summary: tuple[Block, ...], blocks: range, form: Form, error: Exception) -> JobError:
+    kinds = ", ".join(summary[index].kind for index in blocks[:3]) + (", ..." if len(blocks) > 3 else "")
+    which = f"block {blocks.start}" if len(blocks) == 1 else f"blocks {blocks.start} to {blocks.stop - 1}"
+    return JobError(
+        f"model {model.name}: {which} ({kinds}) cannot be profiled with an input of {list(form[0])}"
+        f" {str(form[1]).removeprefix('torch.')}: {type(error).__name__}: {error}"
+    )
+
+
+def _stretches(sizes: dict[int, _Bytes]) -> Iterator[range]:
+    """Groups consecutive blocks, no more than a device should hold at a time."""
+    start, stop, weights, saved = -1, -1, 0, 0
+    for index, size in sorted(sizes.items()):
+        weights, saved = weights + size.state, saved + size.saved
+        if index != stop or weights > STRETCH_WEIGHTS or saved > STRETCH_SAVED:
+            if stop > start:
+                yield range(start, stop)
+            start, weights, saved = index, size.state, size.saved
+        stop = index + 1
+    yield range(start, stop)
+
+
+def _take(
+    job: Job, summary: tuple[Block, ...], blocks: range, x: Tensor, effort: Effort, budget_s: float
+) -> Taken:  # fmt: skip
+    """Runs a stretch once to warm up, then again and again; a run that takes longer than its share counts itself."""
+    start = time.perf_counter()
+    try:
+        stretch = Stretch(job, summary, blocks, x, effort.rest_s)
+        runs = [stretch.run()]
+    except Exception as error:  # a user's block may raise anything
+        raise _unfit(job.model, summary, blocks, (tuple(x.shape), x.dtype), error) from error
+    if time.perf_counter() - start < budget_s:
+        start, runs = time.perf_counter(), list[Run]()
+        ways = (False, True) if effort.rest_s else (False,)
+        while len(runs) < len(ways) or (
+            len(runs) < len(ways) * effort.repeats and time.perf_counter() - start < budget_s
+        ):
+            runs += [stretch.run(midway) for midway in ways]
+    return tell_apart(runs, last=blocks.stop == len(summary))
+
+
+def _profiles(
+    summary: tuple[Block, ...], blocks: range, sizes: dict[int, _Bytes], taken: Taken
+) -> dict[int, BlockProfile]:  # fmt: skip
+    each = zip(blocks, taken.forward_s, taken.backward_s, taken.update_s, strict=True)
+    return {
+        index: BlockProfile(
+            name=summary[index].kind, forward=_timing(forward), backward=_timing(backward), update=_timing(update),
+            parameter_bytes=sizes[index].parameters, state_bytes=sizes[index].state,
+            optimizer_bytes=sizes[index].optimizer, saved_bytes=sizes[index].saved, output_bytes=sizes[index].output,
+        )
+        for index, forward, backward, update in each
+    }  # fmt: skip
 
 
 def conditions() -> tuple[str, ...]:
@@ -134,22 +198,18 @@ def _averaging(repeats: int) -> tuple[float, float]:
     segment = Segment("x", "float32", (AVERAGED_BYTES // 4,), 0, True)
     average, flat = Average(Layout((segment,), AVERAGED_BYTES)), aligned(AVERAGED_BYTES)
     flat.view("float32")[:] = torch.randn(AVERAGED_BYTES // 4, generator=torch.Generator().manual_seed(0)).numpy()
-    clock, adds, means = _clock(), [], []
+    now, adds, means = clock(), list[float](), list[float]()
     for _ in range(repeats):
         average.reset()
         average.add(0, flat, 7)  # finds the sums empty, later ones do not
-        start = clock()
+        start = now()
         average.add(1, flat, 9)
-        middle = clock()
+        middle = now()
         average.write_to(flat)
         digest(flat)
         adds.append(middle - start)
-        means.append(clock() - middle)
+        means.append(now() - middle)
     return median(adds) / AVERAGED_BYTES, median(means) / AVERAGED_BYTES
-
-
-def _clock() -> Callable[[], float]:
-    return time.thread_time if torch.get_num_threads() == 1 else time.perf_counter
 
 
 def _cores() -> int:
@@ -161,94 +221,26 @@ def _device(block: nn.Module) -> torch.device:
     return torch.device("cpu") if tensor is None else tensor.device
 
 
-def _like(shape: tuple[int, ...], dtype: torch.dtype, block: nn.Module) -> Tensor:
+def _like(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
     """Gives an input of that shape, with numbers as activations have them; without a value on the meta device."""
-    device = _device(block)
     if device.type == "meta" or not dtype.is_floating_point:
         return torch.zeros(shape, dtype=dtype, device=device)
     return torch.randn(shape, generator=torch.Generator().manual_seed(0), dtype=dtype)
 
 
-def _fixed(optimizer: Optimizer, repeats: int) -> tuple[float, Times]:
-    """Measures what every task costs, whatever it computes: lending the generator, and calls that do nothing."""
-    clock, lending, steps = _clock(), [], []
-    with torch.random.fork_rng(devices=[]):
-        # A process's first backward loads much of torch.
-        _runner(_Case(nn.Linear(1, 1), torch.zeros(1, 1), optimizer))()
-        empty = _repeat(_Case(nn.Identity(), torch.zeros(1), optimizer), repeats, 0.05)
-    tiny = nn.Parameter(torch.zeros(1))
-    stepper = make_optimizer(optimizer, [tiny])
-    for _ in range(repeats + 1):
-        start = clock()
-        with keyed_generator():
-            pass
-        lending.append(clock() - start)
-        tiny.grad = torch.zeros(1)
-        start = clock()
-        if stepper is not None:
-            stepper.step()
-            stepper.zero_grad(set_to_none=True)
-        steps.append(clock() - start)
-    forward, backward, _ = (median(one[kind] for one in empty) for kind in range(3))
-    return median(lending), (forward, backward, median(steps[1:]))
-
-
 @dataclass(frozen=True)
 class _Case:
-    """A block with an input; the first block's input is data, which wants no gradient, the last block has the loss."""
+    """A block with an input; the first block's input is data, which wants no gradient."""
 
     block: nn.Module
     inputs: Tensor
     optimizer: Optimizer
     first: bool = False
-    last: bool = False
 
     def leaf(self) -> Tensor:
         """Gives the input as a replica makes it of what arrives."""
         leaf = self.inputs.detach()
         return leaf if self.first or not leaf.is_floating_point() else leaf.requires_grad_()
-
-
-def _repeat(case: _Case, repeats: int, share_s: float, fixed: Times = (0.0, 0.0, 0.0)) -> list[Times]:
-    """Runs a block once to warm up, then again and again; a run that takes longer than the share counts itself."""
-    run = _runner(case)
-    start = time.perf_counter()
-    runs = [run()]
-    if time.perf_counter() - start < share_s:
-        start, runs = time.perf_counter(), []
-        while not runs or (len(runs) < repeats and time.perf_counter() - start < share_s):
-            runs.append(run())
-    off_f, off_b, off_u = fixed
-    return [(max(0.0, f - off_f), max(0.0, b - off_b), max(0.0, u - off_u)) for f, b, u in runs]
-
-
-def _runner(case: _Case) -> Callable[[], Times]:
-    """Gives a function that takes one batch through the block and tells the seconds."""
-    block = case.block.train()
-    optimizer = make_optimizer(case.optimizer, [p for p in block.parameters() if p.requires_grad])
-    clock, elsewhere = _clock(), torch.zeros(ELSEWHERE_BYTES // 4)
-
-    def run() -> Times:
-        leaf = case.leaf()
-        elsewhere.add_(1.0)
-        start = clock()
-        torch.default_generator.manual_seed(0)  # ours to seed: build_blocks has it, and puts it back
-        output: Tensor = block(leaf)
-        middle = clock()
-        if case.last:
-            loss_of(output, torch.zeros(output.shape[:-1], dtype=torch.int64)).backward()  # type: ignore[no-untyped-call]
-        elif output.requires_grad:
-            gradient = torch.ones_like(output)
-            elsewhere.add_(1.0)
-            start, middle = start + (clock() - middle), clock()
-            output.backward(gradient)  # type: ignore[no-untyped-call]
-        end = clock()
-        if optimizer is not None:
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
-        return middle - start, end - middle, clock() - end
-
-    return run
 
 
 @dataclass(frozen=True)
@@ -300,15 +292,7 @@ def _kept(parameters: list[nn.Parameter], settings: Optimizer) -> int:
     return copies * sum(p.nbytes for p in parameters)
 
 
-def _profile(kind: str, runs: list[Times], size: _Bytes) -> BlockProfile:
-    forward, backward, update = (_timing([run[kind] for run in runs]) for kind in range(3))
-    return BlockProfile(
-        name=kind, forward=forward, backward=backward, update=update, parameter_bytes=size.parameters,
-        state_bytes=size.state, optimizer_bytes=size.optimizer, saved_bytes=size.saved, output_bytes=size.output,
-    )  # fmt: skip
-
-
 def _timing(seconds: list[float]) -> Timing:
-    order = sorted(seconds)
+    order = sorted(max(0.0, each) for each in seconds)
     quarter = len(order) // 4
     return Timing(median(order), order[quarter], order[-1 - quarter])

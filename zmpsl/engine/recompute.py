@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from zmpsl.engine.replica import Key, Replica, Saved
+from zmpsl.engine.replica import Key, Replica, Saved, Shape
 from zmpsl.errors import JobError, RemoteProtocolError
 
 __all__ = ["RecomputingReplica"]
@@ -19,20 +19,22 @@ __all__ = ["RecomputingReplica"]
 class RecomputingReplica(Replica):
     """A replica that saves the inputs of its part instead of all activations."""
 
-    def forward(self, inputs: Tensor, at: Key, *, first: bool = False, relu: bool = False) -> Tensor:
+    def forward(
+        self, inputs: Tensor, at: Key, *, first: bool = False, relu: bool = False, shape: Shape | None = None
+    ) -> Tensor:
         """Runs the blocks in training mode; as for every replica, but the output is attached to no graph.
 
         Raises:
             JobError: The blocks write their weights in forward, so it cannot be repeated.
         """
         before = self._buffers()
-        output = super().forward(inputs, at, first=first, relu=relu)
+        output = super().forward(inputs, at, first=first, relu=relu, shape=shape)
         if self.base.lends is False:
             raise JobError(
                 f"blocks {self.base.indices.start} to {self.base.indices.stop - 1} write their weights in forward,"
                 " which cannot be repeated exactly: set recompute: never"
             )
-        leaf, _, leaf_mask, output_mask = self._saved.pop(at)
+        leaf, _, leaf_mask, output_mask, _ = self._saved.pop(at)
         if output_mask is not None:
             output_mask.settle()  # or it would keep the output
         self._saved[at] = Saved(leaf, leaf, leaf_mask, output_mask)

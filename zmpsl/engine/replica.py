@@ -11,7 +11,7 @@ Until its first update of a round a replica computes on the base's own trained w
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -112,6 +112,11 @@ class Saved(NamedTuple):
     output: Tensor
     leaf_mask: KnownMask | None
     output_mask: KnownMask | None
+    penalty: Tensor | None = None  # a term of the loss that is known here
+
+
+# Changes what a part puts out, given its input: gives what is sent, and a term of the loss or None.
+Shape = Callable[[Tensor, Tensor], tuple[Tensor, Tensor | None]]
 
 
 class Replica:
@@ -200,7 +205,9 @@ class Replica:
         saved = self._saved.get(at)
         return (None, None) if saved is None else (saved.leaf_mask, saved.output_mask)
 
-    def forward(self, inputs: Tensor, at: Key, *, first: bool = False, relu: bool = False) -> Tensor:
+    def forward(
+        self, inputs: Tensor, at: Key, *, first: bool = False, relu: bool = False, shape: Shape | None = None
+    ) -> Tensor:
         """Runs the blocks in training mode and saves what backward needs.
 
         Args:
@@ -208,6 +215,7 @@ class Replica:
             at: Which micro-batch.
             first: The inputs are data: no gradient is wanted for them.
             relu: The inputs are a ReLU's output.
+            shape: What happens to the output before it is sent.
 
         Returns:
             The output, attached to the graph.
@@ -231,7 +239,8 @@ class Replica:
         else:
             self.base.lends = False
         leaf_mask = KnownMask(leaf.detach().numpy()) if relu else None
-        self._saved[at] = Saved(leaf, output, leaf_mask, mask_of_output(output))
+        output, penalty = shape(leaf, output) if shape is not None else (output, None)
+        self._saved[at] = Saved(leaf, output, leaf_mask, mask_of_output(output), penalty)
         return output
 
     def backward(self, gradient: Tensor | None, at: Key, loss: Tensor | None = None) -> Tensor | None:
@@ -256,6 +265,8 @@ class Replica:
             raise RemoteProtocolError(
                 f"owner {self.owner}: gradient {got} for an output {output.dtype}{list(output.shape)}"
             )
+        elif saved.penalty is not None and saved.penalty.requires_grad:
+            torch.autograd.backward([output, saved.penalty], [gradient, torch.ones_like(saved.penalty)])
         elif output.requires_grad:
             output.backward(gradient)  # type: ignore[no-untyped-call]
         if not leaf.requires_grad:

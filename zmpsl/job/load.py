@@ -287,6 +287,11 @@ def check_job(job: Job, source: str) -> None:
         )
     for _, problem in problems(job.codec):
         raise JobError(f"{source}: {problem}")
+    if job.privacy.noise and job.privacy.clip_norm is None:
+        raise JobError(
+            f"{source}: privacy.noise {job.privacy.noise:g} is a multiple of privacy.clip_norm, which is not given; "
+            f"without a bound no noise hides anything, give one such as 1.0"
+        )
     known = {
         "owner",
         "aggregator",

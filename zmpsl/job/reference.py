@@ -86,7 +86,7 @@ as tokens or float64, travels as it is. Relative errors are those of a small res
 | `int8` | 256 levels in each block of 256 values | 0.004 to 0.01 |
 | `int4` | 16 levels in each block of 64 values | 0.05 to 0.12 |
 | `qz(0.2)` | multiples of 0.2 times the root mean square, by Huffman's code | 0.05; in proportion to the step |
-| `topk(0.1)` | the largest tenth of the values as `bf16-huff`, zeros for the others | large |
+| `topk(0.1)` | about the largest tenth, by a sample, as `bf16-huff`; zeros for the others | large |
 | `topk(0.1, error-feedback)` | the same, and what was left out is added to the next tensor of the round | |
 | `lossless`, `accurate`, `slow-link` | `huff`, `bf16-huff`, `qz(0.5)` | |
 | `auto`, `auto(accurate)`, `auto(slow-link)` | what makes the link fastest without more error, as measured | |

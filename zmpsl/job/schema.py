@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from msgspec import Meta, Struct, field
+from msgspec import Meta, field
 
 from zmpsl.job.emulation import Emulate
+from zmpsl.job.privacy import Privacy
+from zmpsl.job.settings import Settings
 
 __all__ = [
     "MEMORY_PATTERN", "Codec", "Data", "Emulate", "Evaluate", "Job", "LearningRate", "Model", "Network", "Optimizer",
-    "Partition", "Planning", "Recover", "Train",
+    "Partition", "Planning", "Privacy", "Recover", "Train",
 ]  # fmt: skip
 
 # The plan travels with every message as 32-bit numbers and owner lists; these limits keep it so.
@@ -22,10 +24,6 @@ Seconds = Annotated[float, Meta(gt=0)]
 Share = Annotated[float, Meta(ge=0, le=1)]
 # zmpsl.pool.budget reads it.
 MEMORY_PATTERN = r"^[0-9]+([.][0-9]+)? ?(%|B|kB|KiB|MB|MiB|GB|GiB|TB|TiB)$"
-
-
-class Settings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """Base of all sections: frozen, and an unknown key is an error."""
 
 
 class Model(Settings, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -179,6 +177,13 @@ class Codec(Settings, frozen=True, forbid_unknown_fields=True, kw_only=True):
     gradients: Annotated[str, Meta(description="cut-layer gradients, on the way back")] = "none"
     parts: Annotated[
         str, Meta(description="the owners' first and last part, to and from the aggregator; exact codecs only")
+    ] = "none"
+    checkpoints: Annotated[
+        Literal["none", "lz4", "bitmap", "huff"],
+        Meta(
+            description="part files of checkpoints: `none` safetensors, which every tool reads; `huff` about a sixth"
+            " smaller, read by zmpsl alone"
+        ),
     ] = "none"
     links: Annotated[
         dict[str, str],
@@ -335,6 +340,7 @@ class Job(Settings, frozen=True, forbid_unknown_fields=True, kw_only=True):
     evaluate: Annotated[Evaluate, Meta(description="evaluation")] = Evaluate()
     codec: Annotated[Codec, Meta(description="compression on the wire")] = Codec()
     planning: Annotated[Planning, Meta(description="how `cuts: auto` is solved")] = Planning()
+    privacy: Annotated[Privacy, Meta(description="what owners do to smashed data")] = Privacy()
     emulate: Annotated[Emulate, Meta(description="slower devices, imitated")] = Emulate()
     network: Annotated[Network, Meta(description="sockets, limits, deadlines")] = Network()
     recover: Annotated[Recover, Meta(description="lost roles")] = Recover()

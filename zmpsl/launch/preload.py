@@ -1,10 +1,11 @@
-"""What the fork server loads once for all data owners and compute nodes of a local run."""
+"""What the fork server loads once: for data owners and compute nodes of a local run, and for who follows the dead."""
 
 from importlib import import_module
 
 import torch
 
-for module in ("zmpsl.loop", "zmpsl.roles.compute", "zmpsl.roles.owner"):
+ROLES = ("aggregator", "compute", "manager", "owner")
+for module in ("zmpsl.loop", "zmpsl.manager_loop", *(f"zmpsl.roles.{role}" for role in ROLES)):
     import_module(module)
 
 # The first optimiser of a process loads much of torch behind it.

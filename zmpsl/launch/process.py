@@ -11,7 +11,7 @@ from contextlib import suppress
 from importlib import import_module
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from zmpsl.errors import ZmpslError
 from zmpsl.job.load import load_job
@@ -21,7 +21,14 @@ from zmpsl.transport.allocator import keep_freed_memory, use_huge_pages
 if TYPE_CHECKING:
     from zmpsl.roles.member import Member
 
-__all__ = ["crowd_process", "guarded", "make_member", "manager_process", "member_process", "quiet_signals"]
+__all__ = [
+    "HUNG_S", "Promise", "crowd_process", "guarded", "make_member", "manager_process", "member_process",
+    "quiet_signals",
+]  # fmt: skip
+
+# A manager that leads a run and has not turned its loop for so long hangs. Less than its members' patience; a new plan
+# goes to all owners in one turn.
+HUNG_S, HUNG_S_PER_OWNER = 8.0, 0.02
 
 _CLASSES = {
     "aggregator": ("zmpsl.roles.aggregator", "Aggregator"),
@@ -81,15 +88,38 @@ def guarded(what: Callable[[], None]) -> int:
     return 0
 
 
-def manager_process(runs: Path, run: str, resume: bool, bind: str, ready: Connection) -> None:
-    """The manager, with the job of the run's folder; tells its address through `ready`."""
+class Promise(Protocol):
+    """A number that two processes share."""
+
+    value: float
+
+
+def manager_process(runs: Path, run: str, resume: bool, bind: str, ready: Connection, promise: Promise) -> None:
+    """The manager, with the job of the run's folder.
+
+    Args:
+        runs: Folder with the run's folder.
+        run: Name of the run.
+        resume: Go on after the last committed round.
+        bind: Where to bind.
+        ready: Its address is told through this.
+        promise: It writes here until when it is to be heard of again, in seconds of the monotonic clock. While it leads
+            a run its loop never stands still for long; before, it may solve cuts.
+    """
     from zmpsl.checkpoint import read_record
     from zmpsl.manager_loop import ManagerNode
     from zmpsl.roles.manager import Manager
 
     def work() -> None:
-        manager = Manager(runs, load_job(runs / run / "job.yaml"), run, read_record(runs / run) if resume else None)
+        job = load_job(runs / run / "job.yaml")
+        manager = Manager(runs, job, run, read_record(runs / run) if resume else None)
         node = ManagerNode(manager, bind)
+
+        def turned(now: float) -> None:
+            leading_s = HUNG_S + HUNG_S_PER_OWNER * job.owners
+            promise.value = now + (leading_s if manager.plan is not None else job.recover.silent_s)
+
+        node.turned = turned
         quiet_signals(node.ask_to_stop)
         ready.send(node.endpoint)
         ready.close()

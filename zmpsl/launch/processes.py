@@ -1,31 +1,37 @@
 """The processes of a run on this machine: started, watched, and started again when one of them dies.
 
 Manager and aggregator are started fresh, so they never load torch. Data owners and compute nodes are forked from a
-server that has loaded it once: a second each would otherwise pass, and their memory would hold it several times.
+server that has loaded it once: a second each would otherwise pass, and their memory would hold it several times. So is
+whoever follows a role that died, the manager too: the run stands still meanwhile.
 """
 
 from __future__ import annotations
 
+import ctypes
 import multiprocessing
 import os
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from multiprocessing.context import ForkServerContext, SpawnContext
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 from zmpsl.errors import JoinError, ZmpslError
 from zmpsl.job.schema import Job
-from zmpsl.launch.process import crowd_process, manager_process, member_process
+from zmpsl.launch.process import HUNG_S, crowd_process, manager_process, member_process
 from zmpsl.plan import AGGREGATOR, node_name, owner_name
 
 __all__ = ["Processes"]
 
 # After the manager is gone everybody else has this long to go too.
 FAREWELL_S = 15.0
+# Whoever looks less often than this was stopped itself, and the manager perhaps with it.
+LOOK_S = 2.0
 # How often each role is started again, and how long is waited before: longer each time, as a broken one stays broken.
 RESTARTS = 20
+# Whoever has worked for so long is not broken: what happened before is forgotten.
+SOUND_S = 60.0
 # Imitated owners of one process; each has some twenty descriptors and connections.
 MOST_IN_ONE = 250
 PATIENCE_S = (0.0, 0.1, 0.2, 0.5, 1.0)
@@ -36,9 +42,10 @@ class _Role:
     """One role, in whichever process it runs now.
 
     Attributes:
-        wish: The place its process asks for; any, once its own is not to be had.
+        wish: The place its process asks for: its own and, where that is not to be had, any in turn.
         process: The current process.
-        restarts: How often it was started again.
+        restarts: How often it was started again without having worked for long.
+        started: When it was started last.
         due: When it is to be started again, in seconds of the monotonic clock; None while it runs.
     """
 
@@ -47,6 +54,7 @@ class _Role:
     wish: str
     process: BaseProcess
     restarts: int = 0
+    started: float = field(default_factory=time.monotonic)
     due: float | None = None
 
 
@@ -72,10 +80,15 @@ class Processes:
         self._endpoint = ""
         self._manager: BaseProcess | None = None
         self._manager_restarts = 0
+        self._manager_started = time.monotonic()
+        self._looked_at = time.monotonic()
+        self._looking_since = self._looked_at
         self._members: dict[str, _Role] = {}
         self._crowds: dict[str, tuple[str, ...]] = {}  # places of the imitated devices that a process holds
         self._closing = False
         self._fresh: SpawnContext = multiprocessing.get_context("spawn")
+        # Until when, in seconds of the monotonic clock, the manager is to be heard of again; it writes this itself.
+        self._promise = self._fresh.RawValue(ctypes.c_double, 0.0)
         self._forked: SpawnContext | ForkServerContext = self._fresh
         if sys.platform == "linux":
             self._forked = multiprocessing.get_context("forkserver")
@@ -87,7 +100,7 @@ class Processes:
         Raises:
             ZmpslError: The manager cannot start.
         """
-        self._start_manager("tcp://127.0.0.1:*")
+        self._start_manager(self._fresh, "tcp://127.0.0.1:*")
         roles = [
             ("aggregator", AGGREGATOR),
             *(("compute", node_name(i)) for i in range(self._job.nodes)),
@@ -102,7 +115,8 @@ class Processes:
         if emulate.nodes:
             self._crowds |= {place: (place,) for role, place in roles if role == "compute"}
         for role, place in roles:
-            self._members[place] = _Role(role, place, place, self._start_member(role, place, place))
+            context = self._fresh if role == "aggregator" else self._forked
+            self._members[place] = _Role(role, place, place, self._start_member(context, role, place, place))
 
     def over(self) -> bool:
         """Looks after everybody, and tells whether the run is over: the manager has ended and does not come back."""
@@ -110,9 +124,11 @@ class Processes:
             return True
         if not self._manager.is_alive():
             return not self._start_manager_again(self._manager)
+        now = time.monotonic()
+        self._look_at_manager(self._manager, now)
         if not self._closing and self._job.recover.wait_s:
             for role in self._members.values():
-                self._tend(role, time.monotonic())
+                self._tend(role, now)
         return False
 
     def lost(self, place: str, pid: int) -> None:
@@ -146,10 +162,21 @@ class Processes:
                 process.kill()
                 process.join()
 
-    def _start_manager(self, bind: str) -> None:
-        here, there = self._fresh.Pipe(duplex=False)
-        arguments = (self._folder.parent, self._folder.name, self._resume, bind, there)
-        self._manager = self._fresh.Process(target=manager_process, args=arguments, name="manager", daemon=True)
+    def _look_at_manager(self, manager: BaseProcess, now: float) -> None:
+        """Kills a manager that hangs, as far as we can tell, so that another takes its place."""
+        if now - self._looked_at > LOOK_S:
+            self._looking_since = now
+        self._looked_at = now
+        due = max(self._promise.value, self._looking_since + HUNG_S)
+        if self._promise.value and now > due and self._may_follow():
+            manager.kill()
+            manager.join()
+
+    def _start_manager(self, context: SpawnContext | ForkServerContext, bind: str) -> None:
+        here, there = context.Pipe(duplex=False)
+        self._promise.value, self._manager_started = 0.0, time.monotonic()
+        arguments = (self._folder.parent, self._folder.name, self._resume, bind, there, self._promise)
+        self._manager = context.Process(target=manager_process, args=arguments, name="manager", daemon=True)
         self._manager.start()
         there.close()
         try:
@@ -161,16 +188,21 @@ class Processes:
     def _start_manager_again(self, dead: BaseProcess) -> bool:
         """Follows a manager that was killed by a new one at the same address; one that ended by itself has ended."""
         killed = dead.exitcode is not None and dead.exitcode < 0
-        patient = self._job.recover.wait_s and self._job.recover.manager_wait_s
-        if self._closing or not killed or not patient or self._manager_restarts >= RESTARTS:
+        if time.monotonic() - self._manager_started > SOUND_S:
+            self._manager_restarts = 0
+        if not killed or not self._may_follow():
             return False
         self._manager_restarts += 1
         self._resume = (self._folder / "record.json").exists()
-        self._start_manager(self._endpoint)
+        self._start_manager(self._forked, self._endpoint)
         return True
 
-    def _start_member(self, role: str, name: str, place: str) -> BaseProcess:
-        context = self._fresh if role == "aggregator" else self._forked
+    def _may_follow(self) -> bool:
+        """Tells whether another manager would take the place of a lost one."""
+        patient = self._job.recover.wait_s and self._job.recover.manager_wait_s
+        return bool(patient) and not self._closing and self._manager_restarts < RESTARTS
+
+    def _start_member(self, context: SpawnContext | ForkServerContext, role: str, name: str, place: str) -> BaseProcess:
         crowd = self._crowds.get(name)
         who = (place,) if crowd is None else (crowd,)
         arguments = (role, self._folder.parent, self._folder.name, name, *who, self._endpoint)
@@ -180,14 +212,18 @@ class Processes:
         return process
 
     def _tend(self, role: _Role, now: float) -> None:
-        if role.process.is_alive() or role.process.exitcode == 0 or role.restarts >= RESTARTS:
+        if role.process.is_alive() or role.process.exitcode == 0:
+            return
+        if role.due is None and now - role.started > SOUND_S:
+            role.restarts = 0
+        if role.restarts >= RESTARTS:
             return
         if role.due is None:
             patience_s = PATIENCE_S[min(role.restarts, len(PATIENCE_S) - 1)]
-            if role.process.exitcode == JoinError.exit_code:  # its place is not free yet
-                patience_s, role.wish = PATIENCE_S[-1], ""
+            if role.process.exitcode == JoinError.exit_code:  # its place is not free yet, or somebody else's for good
+                patience_s, role.wish = max(patience_s, 0.2), "" if role.wish else role.place
             role.due = now + patience_s
         elif now >= role.due:
-            role.due = None
+            role.due, role.started = None, now
             role.restarts += 1
-            role.process = self._start_member(role.role, role.place, role.wish)
+            role.process = self._start_member(self._forked, role.role, role.place, role.wish)

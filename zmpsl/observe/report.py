@@ -345,9 +345,8 @@ def _round_table(run: Recorded) -> str:
     ]
     rows = [[word(event) for _, word in columns] for event in shown]
     note = f" The first {left_out:,} rounds are left out here; metrics.jsonl has them." if left_out else ""
-    return (
-        f"<h2>Rounds</h2>\n<p>Rounds count from 1 here and from 0 in metrics.jsonl.{note}</p>\n"
-        + table([name for name, _ in columns], rows, numbers=set(range(len(columns))))
+    return f"<h2>Rounds</h2>\n<p>Rounds count from 1 here and from 0 in metrics.jsonl.{note}</p>\n" + table(
+        [name for name, _ in columns], rows, numbers=set(range(len(columns)))
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import heapq
 import math
 import time
 from collections.abc import Callable, Sequence
@@ -43,26 +44,29 @@ def orders(stages: Stages) -> list[list[int]]:
     return found
 
 
-def least(problem: Problem, stages: Stages, find: Finder, until_s: float = math.inf) -> tuple[Best, bool]:
+def least(
+    problem: Problem, stages: Stages, find: Finder, until_s: float = math.inf, known: float = math.inf
+) -> tuple[Best, bool]:
     """Solves the problem exactly, given a finder that is exact for one kind of cost at a time.
 
-    Gives the best split, and whether the search came to its end before `time.perf_counter()` was `until_s`.
+    Gives the best split, and whether the search came to its end before `time.perf_counter()` was `until_s`. Only a
+    split below `known` is looked for; where there is none, the answer may be any split.
 
     pace: one call for the least worst stage, one more for the shortest way among equals.
     sum: walks down the Pareto front of (worst forward, worst backward), least backward first; a step's best forward is
         below the one before, and must be small enough to beat the best sum. Source: MP-SL eqs. (9)-(11).
-    micro: least way with all stages below a threshold, which falls to just under the worst stage just found; the way
-        only grows, so the walk may stop as soon as it cannot win. Source: 2505.04368.
+    micro: least way with all stages below a threshold; ranges of thresholds are halved until none can hold a better
+        split, since the way only grows as the threshold falls. Source: 2505.04368, which walks over the thresholds.
     """
     pace, runs = find(stages.pace, np.maximum)
     if not runs:
         return (math.inf, []), True
-    _, runs = find(below(stages.way, stages.pace, pace), np.add)
+    way, runs = find(below(stages.way, stages.pace, pace), np.add)
     if problem.objective == "pace":
         return (pace, runs), True
     if problem.objective == "micro":
-        return _micro(stages, problem.micro_batches - 1, find, (pace, runs), until_s)
-    return _sum(stages, find, runs, until_s)
+        return _micro(stages, problem.micro_batches - 1, find, (pace, way, runs), until_s, known)
+    return _sum(stages, find, runs, until_s, known)
 
 
 def below(costs: Sequence[Array], measure: Sequence[Array], cap: float) -> list[Array]:
@@ -70,41 +74,59 @@ def below(costs: Sequence[Array], measure: Sequence[Array], cap: float) -> list[
     return [np.where(m <= cap, c, np.inf) for c, m in zip(costs, measure, strict=True)]
 
 
-def _micro(stages: Stages, weight: int, find: Finder, start: Best, until_s: float) -> tuple[Best, bool]:
-    pace, runs = start
-    best = math.fsum(stages.cost_of(stages.way, runs)) + weight * pace
-    cap, lightest = math.inf, pace
-    while cap >= lightest:
-        if time.perf_counter() > until_s:
-            return (best, runs), False
-        way, found = find(below(stages.way, stages.pace, cap), np.add)
-        if not found or way + weight * lightest >= best:
-            break
+def _micro(
+    stages: Stages, weight: int, find: Finder, lowest: tuple[float, float, list[Run]], until_s: float, known: float
+) -> tuple[Best, bool]:
+    pace, way, runs = lowest
+    best: Best = (way + weight * pace, runs)
+    # Ranges of the worst stage still to be looked at: the bound of their value, both ends, and the least way at the
+    # upper one.
+    open_: list[tuple[float, float, float]] = []
+
+    def look(low: float, high: float) -> None:
+        """Finds the least way with all stages at most `high`; what is left lies below its worst stage."""
+        nonlocal best
+        way, found = find(below(stages.way, stages.pace, high), np.add)
+        if not found:
+            return
         worst = max(stages.cost_of(stages.pace, found))
-        if way + weight * worst < best:
-            best, runs = way + weight * worst, found
-        # A split on the rest of the walk takes at least this way, so its worst stage must make up for it.
-        cap = math.nextafter(worst, -math.inf)
+        if way + weight * worst < best[0]:
+            best = (way + weight * worst, found)
+        if worst > low:
+            heapq.heappush(open_, (way + weight * low, low, worst))
+
+    look(pace, math.inf)
+    while open_ and open_[0][0] < min(best[0], known) * (1 - 1e-12):
+        if time.perf_counter() > until_s:
+            return best, False
+        bound, low, high = heapq.heappop(open_)
+        # A split in this range takes at least this way, so its worst stage must make up for it.
+        high = math.nextafter(high, -math.inf)
         if weight:
-            cap = min(cap, (best - way) / weight)
-    return (best, runs), True
+            high = min(high, low + (min(best[0], known) - bound) / weight)
+        if high < low:
+            continue
+        middle = (low + high) / 2
+        look(low, middle)
+        look(middle, high)
+    return best, True
 
 
-def _sum(stages: Stages, find: Finder, runs: list[Run], until_s: float) -> tuple[Best, bool]:
+def _sum(stages: Stages, find: Finder, runs: list[Run], until_s: float, known: float) -> tuple[Best, bool]:
     best = max(stages.cost_of(stages.forward, runs)) + max(stages.cost_of(stages.backward, runs))
     lightest, _ = find(stages.forward, np.maximum)
     backward, _ = find(stages.backward, np.maximum)
-    cap = best - backward
+    cap = min(best, known) - backward
     while cap >= lightest:
         if time.perf_counter() > until_s:
             return (best, runs), False
         backward, found = find(below(stages.backward, stages.forward, cap), np.maximum)
-        if not found or backward + lightest >= best:
+        if not found or backward + lightest >= min(best, known):
             break
         forward, found = find(below(stages.forward, stages.backward, backward), np.maximum)
         if forward + backward < best:
             best, runs = forward + backward, found
-        cap = min(math.nextafter(forward, -math.inf), best - backward)
+        cap = min(math.nextafter(forward, -math.inf), min(best, known) - backward)
     return (best, runs), True
 
 
@@ -120,7 +142,7 @@ def quick(problem: Problem, stages: Stages, deadline_s: float = math.inf) -> Bes
     for order in orders(stages):
         if best[1] and time.perf_counter() > deadline_s:
             break
-        best = min(best, least(problem, stages, partial(in_order, stages, order), deadline_s)[0])
+        best = min(best, least(problem, stages, partial(in_order, stages, order), deadline_s, best[0])[0])
     return best
 
 
@@ -145,7 +167,7 @@ def swapped(problem: Problem, stages: Stages, start: Best, deadline_s: float) ->
                 continue
             other = order.copy()
             other[i], other[j] = other[j], other[i]
-            found, _ = least(problem, stages, partial(in_order, stages, other), deadline_s)
+            found, _ = least(problem, stages, partial(in_order, stages, other), deadline_s, best[0])
             if found[0] < best[0] * (1 - 1e-9):
                 best, better, order = found, True, other
     return best

@@ -16,7 +16,7 @@ from msgspec import Struct
 from zmpsl.errors import JobError
 from zmpsl.job.emulation import NodeClass, OwnerClass, PartSeconds
 from zmpsl.job.schema import Job
-from zmpsl.plan import micro_samples, middle_blocks, owner_name
+from zmpsl.plan import held_by_nodes, micro_samples, owner_name
 from zmpsl.planner.cost import Chain, Owners, PartTime, Transfers
 from zmpsl.planner.problem import BlockCost, BlockTime, CutCost, NodeLink, NodeSpec, Problem
 from zmpsl.profiles import BlockProfile, Profile, check_profile, optimizer_name, require
@@ -95,8 +95,7 @@ class Measured(Struct, frozen=True):
 
     @property
     def _middle(self) -> range:
-        cuts = self.job.cuts
-        return middle_blocks(self.job, self.owner.model_blocks) if isinstance(cuts, str) else range(cuts[0], cuts[-1])
+        return held_by_nodes(self.job, self.owner.model_blocks)
 
     @property
     def micro_batches(self) -> int:
@@ -167,7 +166,7 @@ def owners_of(measured: Measured, batches: int | tuple[int, ...]) -> Owners:
     m, count = measured.micro_batches, measured.owner.model_blocks
     ends = (
         _part(measured.owner, range(measured.first_cut), m),
-        _part(measured.owner, range(measured.last_cut, count), m),
+        _part(measured.owner, range(measured.last_cut, count), m, back=0),
     )
     emulate = measured.job.emulate
     rows = []
@@ -190,8 +189,9 @@ def owners_of(measured: Measured, batches: int | tuple[int, ...]) -> Owners:
 def own_s(measured: Measured) -> float:
     """Gives the seconds of a processor that a batch takes on an owner, however slow a device it imitates."""
     first, last = range(measured.first_cut), range(measured.last_cut, measured.owner.model_blocks)
-    parts = (_part(measured.owner, blocks, measured.micro_batches).all_s for blocks in (first, last))
-    return math.fsum(parts) / measured.owner.slow_down
+    m = measured.micro_batches
+    parts = _part(measured.owner, first, m), _part(measured.owner, last, m, back=0)
+    return math.fsum(part.all_s for part in parts) / measured.owner.slow_down
 
 
 def link_of(kind: OwnerClass | NodeClass, time_scale: float = 1.0) -> NodeLink:
@@ -227,12 +227,13 @@ def _fixed_s(profile: Profile, m: int) -> float:
     return profile.slow_down * (m * profile.task_s + profile.step_s / 2)
 
 
-def _part(profile: Profile, indices: range, m: int) -> PartTime:
+def _part(profile: Profile, indices: range, m: int, back: int = 1) -> PartTime:
+    """Sums a part's blocks; backward is a task of its own, but not in the model's last part (`back` 0)."""
     times = _times(profile, [profile.blocks[index] for index in indices], m)
     tasks = profile.slow_down * m * profile.task_s
     return PartTime(
         tasks + math.fsum(time.forward_s for time in times),
-        tasks + math.fsum(time.backward_s for time in times),
+        back * tasks + math.fsum(time.backward_s for time in times),
         profile.slow_down * profile.step_s + math.fsum(time.update_s for time in times),
     )
 
@@ -246,7 +247,7 @@ def _spec(measured: Measured, node: MeasuredNode) -> NodeSpec:
     times, m = _times(node.profile, blocks, measured.micro_batches), measured.micro_batches
     return NodeSpec(
         node.name, memory_bytes=node.memory_bytes, overhead_s=_fixed_s(node.profile, m), link=node.link,
-        times=tuple(times),
+        times=tuple(times), max_share=measured.job.privacy.max_share,
     )  # fmt: skip
 
 

@@ -42,13 +42,14 @@ def solve(problem: Problem, stages: Stages, start: Best, deadline: Deadline) -> 
         return Graph(stages, costs, deadline).shortest(worst=op is np.maximum)
 
     try:
-        best, complete = least(problem, stages, find, deadline.ends_s(math.inf, share=1))
+        best, complete = least(problem, stages, find, deadline.ends_s(math.inf, share=1), start[0])
     except TooLong as error:
         if not start[1]:
             raise JobError(f"backend path: no split found; {error}") from None
         return Answer(start, False, str(error))
+    best = min(best, start)
     if not complete:
-        return Answer(min(best, start), False, deadline.text)
+        return Answer(best, False, deadline.text)
     return Answer(best, True, f"{searches} shortest paths over {vertices:,} vertices leave no better threshold")
 
 

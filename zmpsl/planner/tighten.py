@@ -110,9 +110,7 @@ class Weights:
         most = [self.most(t, cost, cap) for t, cost in enumerate(kind)]
         whole = sum(n * m for n, m in zip(self.counts, most, strict=True))
         need = self.total * (1 - 1e-9)
-        return [
-            (cost <= cap) & (self.runs[t][: len(cost)] + (whole - most[t]) >= need) for t, cost in enumerate(kind)
-        ]
+        return [(cost <= cap) & (self.runs[t][: len(cost)] + (whole - most[t]) >= need) for t, cost in enumerate(kind)]
 
     def short(self, stages: Stages, value: float, weight: int, floor: float) -> list[Marks]:
         """Marks runs that may be in a split whose way plus `weight` times the worst stage is at most `value`."""

@@ -12,7 +12,7 @@ from zmpsl.engine.compute import ComputeEngine
 from zmpsl.engine.profile import inputs_like
 from zmpsl.errors import CheckpointError, RemoteProtocolError
 from zmpsl.messages import Accuse, Measure, Prepared, Ready
-from zmpsl.plan import Activation, Plan, micro_samples, middle_blocks, node_name, owner_name
+from zmpsl.plan import Activation, Plan, held_by_nodes, micro_samples, node_name, owner_name
 from zmpsl.pool.budget import Limits, Watch, limits_here
 from zmpsl.roles.actions import Action, Connect, Say, Send
 from zmpsl.roles.member import NOT_FINITE, Member
@@ -65,7 +65,9 @@ class ComputeNode(Member):
             torch.set_num_threads(job.threads)
         blocks = summarise(job.model)
         inputs = inputs_like(shape, dtype, micro_samples(job))
-        yield Say(profiled(job, blocks, middle_blocks(job, len(blocks)), inputs))
+        slowed = any(name.startswith(("node", "compute")) for name in job.emulate.slow_down)
+        sleeps = slowed or bool(job.emulate.nodes)
+        yield Say(profiled(job, blocks, held_by_nodes(job, len(blocks)), inputs, sleeps))
 
     def build(self, plan: Plan) -> Iterator[Action]:
         """Builds the part, loads its checkpoint where a run goes on, opens links to the neighbours."""

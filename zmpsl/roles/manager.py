@@ -90,7 +90,13 @@ class Manager(Publishing):
         waited_s = now - self._since
         if self.phase is Phase.RECOVERING:
             yield from self._wait(self.job, waited_s)
-        elif waited_s > self.job.network.join_timeout_s:
+            return
+        if self._follows and self.phase is Phase.GATHERING:
+            yield from self._stand_in(self.job, waited_s)
+        if waited_s > self.job.network.join_timeout_s:
+            if self._may_go_on_without(self.job):
+                yield from self._go_on_without(self.job)
+                return
             limit = self.job.network.join_timeout_s
             text = f"after {limit:g} s (network.join_timeout_s) {self._who_is_missing(self.job)}"
             yield from self.finish(JoinError.exit_code, text)
@@ -144,6 +150,8 @@ class Manager(Publishing):
             case Trouble():
                 yield from self.finish(message.exit_code, message.text)
             case Described():
+                if seat.place != self._asked:
+                    raise RemoteProtocolError(f"{seat.place} describes a model, which it was not asked for")
                 yield from self._described(message)
             case Profiled() if self._cutting is not None:
                 yield from self._cut(self._cutting, self._cutting.hear(seat, message))
@@ -190,8 +198,7 @@ class Manager(Publishing):
         if known is not None:
             yield from self._back(known, join)
             return
-        if join.place:
-            yield from self._make_room(join.place)
+        yield from self._make_room(join)
         try:
             seat = self.roster.add(who, join, self.job)
         except JoinError as error:

@@ -64,6 +64,9 @@ class ManagerState(ABC):
         self._pinged_at = 0.0
         self._digests: dict[str, str] = {}
         self._described_as = Described(blocks=())
+        self._asked = ""  # which owner describes the model
+        self._absent: frozenset[str] = frozenset()  # places nobody waits for before the first plan
+        self._follows = resume is not None  # a manager before this one was lost, or the run was interrupted
         self._cutting: CutPlanning | None = None
         self._training, self._evaluating = Admission(), Admission()
         self._filling = Filling()

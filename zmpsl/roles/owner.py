@@ -10,6 +10,7 @@ Labels and raw inputs stay in this file's objects: what is sent are outputs of p
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -26,7 +27,7 @@ from zmpsl.engine.owner import OwnerEngine
 from zmpsl.errors import DataError, RemoteProtocolError
 from zmpsl.job.schema import Data, Job
 from zmpsl.messages import Describe, Described, Evaluated, Measure, Progress, Ready, Trained
-from zmpsl.plan import AGGREGATOR, Activation, Plan, micro_samples, middle_blocks, node_name
+from zmpsl.plan import AGGREGATOR, Activation, Plan, held_by_nodes, micro_samples, node_name
 from zmpsl.roles.actions import Action, Connect, Say, Send
 from zmpsl.roles.member import Member
 from zmpsl.roles.profiling import profiled
@@ -52,6 +53,7 @@ class DataOwner(Member):
     def __init__(self, runs: Path | None = None, place: str = "", data_dir: Path | None = None) -> None:
         super().__init__(runs, place)
         self.data_dir = data_dir
+        self._secret = secrets.token_bytes(32)  # never leaves this process; noise on smashed data follows from it
         self._split: tuple[tuple[Data, int], Split] | None = None  # read for the description, until the plan is here
         self._batch: Batch | None = None
         self._batches: Iterator[Batch] = iter(())
@@ -105,10 +107,10 @@ class DataOwner(Member):
             torch.set_num_threads(job.threads)
         self.data, self._data_of = self._load_data(job, index), job
         blocks = summarise(job.model)
-        middle = middle_blocks(job, len(blocks))
+        middle = held_by_nodes(job, len(blocks))
         inputs, _ = self.data.train.batch(np.arange(micro_samples(job)))
         ends = [number for number in range(len(blocks)) if number not in middle]
-        yield Say(profiled(job, blocks, ends, torch.from_numpy(inputs)))
+        yield Say(profiled(job, blocks, ends, torch.from_numpy(inputs), True))  # for its batch to come back
 
     def build(self, plan: Plan) -> Iterator[Action]:
         """Loads the data, builds both parts, opens links to the chain's ends and the aggregator."""
@@ -119,7 +121,7 @@ class DataOwner(Member):
         check_model(plan, self.place)
         if self._data_of != plan.job:  # a plan that only follows a lost role changes nothing
             self.data, self._data_of = self._load_data(plan.job, self.index), plan.job
-        self.engine = OwnerEngine(plan, self.index)
+        self.engine = OwnerEngine(plan, self.index, self._secret)
         self._tally = Tally()
         ends = {peer.name: peer.endpoint for peer in (plan.nodes[0], plan.nodes[-1], plan.aggregator)}
         yield Connect(plan, OWNER_SENDER, ends)
@@ -203,7 +205,7 @@ class DataOwner(Member):
         task = Task(Op.FORWARD, self._plan().version, self.index, *at, batch.micros, batch.samples)
         batch.sent += 1
         with self.meter.measure("F", task):
-            output = self.engine.first_forward(batch.inputs[task.micro], at)
+            output = self.engine.first_forward(batch.inputs[task.micro], at, batch.samples)
         yield Send(node_name(0), task.reply(Op.FORWARD, to_array(output), self.engine.first_mask(at)))
 
     def _turn(self, task: Task) -> Iterator[Action]:
@@ -310,7 +312,7 @@ class DataOwner(Member):
         test.targets[number] = targets
         task = Task(Op.EVALUATE, self._plan().version, self.index, test.round, batch=number)
         with self.meter.measure("E", task):
-            output = self.engine.evaluate_first(inputs)
+            output = self.engine.evaluate_first(inputs, test.round, number)
         yield Send(node_name(0), task.reply(Op.EVALUATE, to_array(output)))
 
     def _score(self, task: Task) -> Iterator[Action]:

@@ -3,7 +3,9 @@
     owner-0 measures the ends, and tells what a sample looks like  ->  one node per host measures the middle  ->  solve
 
 Nodes on one host count as equal, so the first measures for all. Nobody else works meanwhile, so the figures are those
-of a quiet machine. Cuts change no result: training is bit for bit the same wherever the model is cut.
+of a quiet machine. Cuts change no result: training is bit for bit the same wherever the model is cut. Where the cuts
+are given, the same is measured, and only what a round is expected to take follows from it. The profiles are kept with
+the run, for when it goes on.
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ from pathlib import Path
 
 import msgspec
 
+from zmpsl.checkpoint import write_text
 from zmpsl.errors import JobError, LocalProtocolError, RemoteProtocolError
 from zmpsl.job.schema import Job
 from zmpsl.messages import Measure, Profiled, Welcome
@@ -32,6 +35,14 @@ from zmpsl.roles.roster import Roster, Seat
 __all__ = ["CutPlanning", "measured_of"]
 
 SOLVE_S = 10.0
+KEPT = "profiles.json"
+
+
+class _Kept(msgspec.Struct, frozen=True):
+    """The profiles a run was planned with; `nodes` by place."""
+
+    owner: Profile
+    nodes: dict[str, Profile]
 
 
 def measured_of(job: Job, owner: Profile, nodes: dict[str, Profile]) -> Measured:
@@ -74,6 +85,7 @@ class CutPlanning:
         job: The job.
         blocks: The block list of its model.
         roster: The members, all there.
+        given: Bounds of all parts where they are not to be solved.
 
     Attributes:
         bounds: Of all parts, once `solve` is through.
@@ -82,8 +94,11 @@ class CutPlanning:
         batches: Batches of every owner in one round, by place; filled by the manager.
     """
 
-    def __init__(self, job: Job, blocks: tuple[Block, ...], roster: Roster) -> None:
+    def __init__(
+        self, job: Job, blocks: tuple[Block, ...], roster: Roster, given: tuple[int, ...] = ()
+    ) -> None:  # fmt: skip
         self.job = job
+        self._given = given
         self.blocks = blocks
         self.roster = roster
         self.bounds: tuple[int, ...] = ()
@@ -142,6 +157,9 @@ class CutPlanning:
         """
         if self.bounds:
             return
+        if self._given:
+            self._keep_given()
+            return
         seats = self._nodes()
         measured = self._take(seats)
         # What the job says of node-0 holds for whoever has that place now.
@@ -158,10 +176,67 @@ class CutPlanning:
             if seat.place != names[seat.place]:
                 seat.place = names[seat.place]
                 yield Tell(seat.identity, Welcome(place=seat.place, job=self.job))
+        self._note_hosts()
+
+    def keep(self, folder: Path) -> None:
+        """Leaves the profiles in the run's folder, so that rounds can be predicted when the run goes on."""
+        if self._owner is not None and self._measured is not None:
+            nodes = {seat.place: self._by_host.get(seat.join.host) or self._owner for seat in self._nodes()}
+            write_text(folder / KEPT, msgspec.json.encode(_Kept(self._owner, nodes)))
+
+    def recall(self, folder: Path | None) -> None:
+        """Takes up the given cuts with the profiles that the run was planned with, where there are any."""
+        self.bounds = self._given
+        try:
+            kept = msgspec.json.decode((folder / KEPT).read_bytes() if folder else b"", type=_Kept)
+            nodes = {name: kept.nodes[name] for name in (node_name(hop) for hop in range(self.job.nodes))}
+            measured = measured_of(self.job, kept.owner, nodes)
+        except (OSError, msgspec.DecodeError, UnicodeDecodeError, KeyError, JobError):
+            return  # older than this file, or another model, batch or number of nodes: nothing is predicted
+        if kept.owner.fingerprint == fingerprint(self.blocks):
+            self._use(measured)
+
+    def _keep_given(self) -> None:
+        """Takes the cuts as they are; where nothing is known of the blocks, rounds are just not predicted."""
+        self.bounds = self._given
+        try:
+            self._use(self._take(self._nodes()))
+        except JobError as error:
+            self.text = f"rounds are not predicted: {error}"
+
+    def _use(self, measured: Measured) -> None:
+        """Predicts the given cuts, unless owners would hold other blocks than were measured on one."""
+        if (measured.first_cut, measured.last_cut) == (self.bounds[1], self.bounds[-2]):
+            self._measured = measured
+            self._note_hosts()
+
+    def _note_hosts(self) -> None:
         for seat in self.roster:
             name = {"owner": "owner", "compute": seat.place}.get(seat.join.role)
             if name is not None and not seat.standby:
                 self._hosts.setdefault(seat.join.host, []).append(name)
+
+    def again(self, job: Job) -> Iterator[Action]:
+        """Solves anew for the nodes that are left, from the profiles there are.
+
+        Args:
+            job: The job with the number of nodes that are left; they have their new places.
+
+        Raises:
+            JobError: No split fits, or there is no profile of a node that is left; `bounds` are even then.
+        """
+        self.job, self.bounds, self.solution, self._measured, self._hosts = job, (), None, None, {}
+        self.text, self._given = "", () if job.cuts == "auto" else check_cuts(job, len(self.blocks))
+        if self._given:
+            self._keep_given()
+            return
+        try:
+            if self._owner is None or any(self._by_host.get(seat.join.host) is None for seat in self._nodes()):
+                raise JobError("there is no profile of every compute node that is left")
+            yield from self.solve()
+        except JobError:
+            self.bounds = check_cuts(job, len(self.blocks))
+            raise
 
     def expect(self) -> Prediction | None:
         """Predicts a round; None where nothing is known or can be said."""
@@ -172,14 +247,15 @@ class CutPlanning:
         return predict(self._measured, self.bounds, order, batches, self._hosts)
 
     def to_fill(self) -> float:
-        """Gives how many owners fill the chain, infinitely many where nothing is known."""
-        if self._measured is None:
+        """Gives how many owners fill the chain, infinitely many where nothing is known or the cuts are given."""
+        if self._measured is None or self.solution is None:
             return math.inf
         return owners_to_fill(self._measured, self.bounds, [node.name for node in self._measured.nodes])
 
     def _give_up(self, why: str) -> None:
-        self.bounds = check_cuts(self.job, len(self.blocks))
-        self.text = f"{why}; the cuts are even. planning.profile takes a profile from a file"
+        self.bounds = self._given or check_cuts(self.job, len(self.blocks))
+        so = "rounds are not predicted" if self._given else "the cuts are even"
+        self.text = f"{why}; {so}. planning.profile takes a profile from a file"
 
     def _nodes(self) -> list[Seat]:
         return [self._at(node_name(hop)) for hop in range(self.job.nodes)]

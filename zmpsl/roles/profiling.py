@@ -27,19 +27,25 @@ if TYPE_CHECKING:
 __all__ = ["profile_for", "profiled"]
 
 REPEATS = 9
+# A role that waits between its tasks finds the processor cold; longer rests make it no colder.
+REST_S = 0.02
 # Where the middle half of the measurements is as wide as half a median, somebody else was at work.
 CALM = 0.5
 
 
-def profiled(job: Job, summary: tuple[Block, ...], wanted: Collection[int], inputs: Tensor) -> Profiled:
+def profiled(
+    job: Job, summary: tuple[Block, ...], wanted: Collection[int], inputs: Tensor, rests: bool = False
+) -> Profiled:
     """Gives the answer for the manager. A model that cannot be profiled may still be trained, so that is no trouble."""
     try:
-        return Profiled(profile=profile_for(job, summary, wanted, inputs))
+        return Profiled(profile=profile_for(job, summary, wanted, inputs, rests))
     except JobError as error:
         return Profiled(profile=None, text=str(error)[:3900])
 
 
-def profile_for(job: Job, summary: tuple[Block, ...], wanted: Collection[int], inputs: Tensor) -> Profile:
+def profile_for(
+    job: Job, summary: tuple[Block, ...], wanted: Collection[int], inputs: Tensor, rests: bool = False
+) -> Profile:
     """Profiles blocks for a job, or finds them profiled already.
 
     Args:
@@ -47,16 +53,18 @@ def profile_for(job: Job, summary: tuple[Block, ...], wanted: Collection[int], i
         summary: The block list of its model.
         wanted: Numbers of the blocks.
         inputs: One micro-batch for block 0.
+        rests: The role waits or sleeps between its tasks.
 
     Raises:
         JobError: A block cannot be run.
     """
-    path = _kept_at(job, summary, wanted, inputs)
+    effort = Effort(REPEATS, job.planning.budget_s, REST_S if rests else 0.0)
+    path = _kept_at(job, summary, wanted, inputs, effort)
     try:
         return read_profile(path)
     except JobError:  # none there, or damaged
         pass
-    found = measure(job.model, summary, wanted, inputs, job.optimizer, Effort(REPEATS, job.planning.budget_s))
+    found = measure(job.model, summary, wanted, inputs, job.optimizer, effort)
     if found.spread < CALM:
         try:
             write_profile(path, found)
@@ -65,11 +73,14 @@ def profile_for(job: Job, summary: tuple[Block, ...], wanted: Collection[int], i
     return found
 
 
-def _kept_at(job: Job, summary: tuple[Block, ...], wanted: Collection[int], inputs: Tensor) -> Path:
+def _kept_at(
+    job: Job, summary: tuple[Block, ...], wanted: Collection[int], inputs: Tensor, effort: Effort
+) -> Path:  # fmt: skip
     """Names the file after all that the measured seconds depend on."""
     what = (
         job.model, fingerprint(summary), sorted(wanted), list(inputs.shape), str(inputs.dtype),
-        optimizer_name(job.optimizer), conditions(), job.planning.budget_s,
+        optimizer_name(job.optimizer), conditions(), effort.repeats, effort.budget_s,
+        effort.rest_s,
     )  # fmt: skip
     name = sha256(msgspec.json.encode(what, order="sorted")).hexdigest()[:16]
     base = os.environ.get("ZMPSL_CACHE") or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "zmpsl"

@@ -11,7 +11,7 @@ from zmpsl.job.emulate import words
 from zmpsl.job.load import dump_job
 from zmpsl.job.schema import Job
 from zmpsl.messages import Describe, Described, Publish
-from zmpsl.plan import AGGREGATOR, Block, Plan, check_cuts, fingerprint, node_name, owner_name
+from zmpsl.plan import AGGREGATOR, Block, Plan, check_cuts, check_exposure, fingerprint, node_name, owner_name
 from zmpsl.roles.actions import Action, Tell
 from zmpsl.roles.admission import Places
 from zmpsl.roles.manager_state import Phase
@@ -34,12 +34,14 @@ class Publishing(Recovering):
         return f"not ready: {listed(seat.place for seat in self.roster if not seat.ready)}"
 
     def _maybe_describe(self) -> Iterator[Action]:
-        if self.job is None or self.phase is not Phase.GATHERING or self.roster.missing(self.job):
+        if self.job is None or self.phase is not Phase.GATHERING or self.roster.missing(self.job) - self._absent:
             return
         if any(seat.paused < seat.join.plan for seat in self.roster):  # they worked for a manager before this one
             return
         self.phase, self._cutting = Phase.DESCRIBING, None
-        asked = next(seat for seat in self.roster if seat.place == owner_name(0))
+        here = {seat.place: seat for seat in self.roster}
+        asked = next(here[name] for name in map(owner_name, range(self.job.owners)) if name in here)
+        self._asked = asked.place
         yield Tell(asked.identity, Describe(job=self.job))
 
     def _described(self, message: Described) -> Iterator[Action]:
@@ -48,20 +50,26 @@ class Publishing(Recovering):
             return
         self._described_as = message
         bounds = check_cuts(job, len(message.blocks))
-        if job.cuts == "auto" and record is not None and len(record.bounds) == len(bounds):
+        same = record is not None and len(record.bounds) == len(bounds)
+        if job.cuts == "auto" and record is not None and same:
             bounds = record.bounds  # a run goes on with the cuts it began with
-        elif job.cuts == "auto":
-            self._cutting = CutPlanning(job, message.blocks, self.roster)
-            yield from self._cut(self._cutting, self._cutting.start())
+        given = () if job.cuts == "auto" and not same else bounds
+        self._cutting = CutPlanning(job, message.blocks, self.roster, given)
+        if record is not None and given:  # nobody is to wait for measurements again
+            self._cutting.recall(self.folder)
+            yield from self._first_plan(bounds)
             return
-        yield from self._first_plan(bounds)
+        yield from self._cut(self._cutting, self._cutting.start())
 
     def _cut(self, cutting: CutPlanning, asking: Iterator[Action]) -> Iterator[Action]:
         yield from asking
         if cutting.complete and self.plan is None:
             yield from cutting.solve()
             yield from self._first_plan(cutting.bounds)
-            self.board.notice(cutting.text)
+            if self.folder is not None:
+                cutting.keep(self.folder)
+            if cutting.text:
+                self.board.notice(cutting.text)
 
     def _first_plan(self, bounds: tuple[int, ...]) -> Iterator[Action]:
         # Above every plan of which something may still be under way, when this manager follows one that was lost.
@@ -73,6 +81,7 @@ class Publishing(Recovering):
         if job is None:
             raise LocalProtocolError("a plan needs a job")
         self._run = self._run or f"{job.name}-{time.strftime('%Y%m%d-%H%M%S')}"
+        check_exposure(job, blocks, bounds)
         start, digests = self._resume_point(blocks)
         joins = {seat.place: seat.join for seat in self.roster}
         places = Places(job, blocks, bounds, self._described_as.footprints, joins)

@@ -7,10 +7,10 @@ from collections.abc import Iterator
 
 from msgspec.structs import replace
 
-from zmpsl.errors import JoinError, PeerLostError
+from zmpsl.errors import JobError, JoinError, PeerLostError
 from zmpsl.job.schema import Job
 from zmpsl.messages import Join, Pause, Ping, Refused, Welcome
-from zmpsl.plan import check_cuts, node_name
+from zmpsl.plan import AGGREGATOR, check_cuts, node_name
 from zmpsl.roles.actions import Action, Tell
 from zmpsl.roles.manager_state import ManagerState, Phase
 from zmpsl.roles.roster import NEW, Seat, listed
@@ -48,10 +48,15 @@ class Recovering(ManagerState):
             yield Tell(seat.identity, Refused(exit_code=JoinError.exit_code, text=f"{place} {why}"))
             yield from self._gone(seat, why)
 
-    def _make_room(self, place: str) -> Iterator[Action]:
-        """Somebody asks for a place: is whoever had it still there?"""
-        seat = self.roster.at(place)
-        if seat is not None:
+    def _make_room(self, join: Join) -> Iterator[Action]:
+        """Somebody asks for a place that is taken, or for any where none is free: is who has it still there?"""
+        job = self.job
+        held = [seat for seat in self.roster if seat.join.role == join.role and not seat.standby]
+        wanted = [seat for seat in self.roster if seat.place == join.place]
+        if not join.place and job is not None:
+            there_are = {"owner": job.owners, "compute": job.nodes, AGGREGATOR: 1}.get(join.role, 0)
+            wanted = held if len(held) >= there_are else []
+        for seat in wanted:
             yield Tell(seat.identity, Ping())
             if seat.unreachable_since is not None:
                 yield from self._gone(seat, "is gone; another process takes its place")
@@ -130,19 +135,44 @@ class Recovering(ManagerState):
 
     def _wait(self, job: Job, waited_s: float) -> Iterator[Action]:
         """Somebody is lost: gives the place to a stand-by node after a while, and stops waiting in the end."""
-        missing = self.roster.missing(job)
-        nodes = sorted(place for place in missing if place.startswith("node-"))
-        if nodes and waited_s >= job.recover.standby_after_s:
-            for place, seat in zip(nodes, self.roster.waiting(), strict=False):
-                self.board.notice(f"{seat} takes the place of {place}")
-                yield from self._move(seat, place)
-            yield from self._maybe_replan()
+        yield from self._stand_in(job, waited_s)
         if self.phase is Phase.RECOVERING and waited_s > job.recover.wait_s:
             yield from self._stop_waiting(job, self.roster.missing(job))
+
+    def _may_go_on_without(self, job: Job) -> bool:
+        """Tells whether a manager that follows a lost one may leave out or plan away who was lost with it."""
+        missing = self.roster.missing(job)
+        if not missing or not self._follows or self.phase is not Phase.GATHERING or missing <= self._absent:
+            return False
+        nodes_only = all(place.startswith("node-") for place in missing)
+        return self.recovery.may_leave_out(job, missing) or bool(
+            job.recover.fewer_nodes and nodes_only and self._nodes_left()
+        )
+
+    def _go_on_without(self, job: Job) -> Iterator[Action]:
+        missing = self.roster.missing(job)
+        self._since = None
+        if self.recovery.may_leave_out(job, missing):
+            self.board.notice(f"goes on without {listed(missing)} (recover.quorum {job.recover.quorum:g})")
+            self._absent = frozenset(missing)
+        else:
+            nodes = self._nodes_left()
+            yield from self._renumber(self._with_nodes(job, len(nodes)), nodes)
+        yield from self._maybe_describe()
 
     def _move(self, seat: Seat, place: str) -> Iterator[Action]:
         seat.place = place
         yield Tell(seat.identity, Welcome(place=place, job=self.job))
+
+    def _stand_in(self, job: Job, waited_s: float) -> Iterator[Action]:
+        nodes = sorted(place for place in self.roster.missing(job) if place.startswith("node-"))
+        if not nodes or waited_s < job.recover.standby_after_s:
+            return
+        for place, seat in zip(nodes, self.roster.waiting(), strict=False):
+            self.board.notice(f"{seat} takes the place of {place}")
+            yield from self._move(seat, place)
+        yield from self._maybe_describe()
+        yield from self._maybe_replan()
 
     def _stop_waiting(self, job: Job, missing: set[str]) -> Iterator[Action]:
         stuck = {seat.place for seat in self.roster if self.plan is not None and seat.paused < self.plan.version}
@@ -150,9 +180,9 @@ class Recovering(ManagerState):
             self.board.notice(f"goes on without {listed(missing)} (recover.quorum {job.recover.quorum:g})")
             yield from self._maybe_replan(frozenset(missing))
             return
-        nodes = [seat for seat in self.roster if seat.join.role == "compute" and not seat.standby]
+        nodes = self._nodes_left()
         if not stuck and job.recover.fewer_nodes and nodes and all(place.startswith("node-") for place in missing):
-            yield from self._shrink(job, sorted(nodes, key=lambda seat: int(seat.place.removeprefix("node-"))))
+            yield from self._shrink(job, nodes)
             return
         who = f"{listed(missing)} did not come back" if missing else f"{listed(stuck)} did not answer"
         text = f"{self.recovery.reason}; {who} within {job.recover.wait_s:g} s (recover.wait_s)"
@@ -162,10 +192,29 @@ class Recovering(ManagerState):
         """Cuts the model anew for the compute nodes that are left; their parts come from the checkpoint."""
         if self.plan is None:
             return
+        fewer = self._with_nodes(job, len(nodes))
+        yield from self._renumber(fewer, nodes)
+        bounds = check_cuts(fewer, len(self.plan.blocks))
+        if self._cutting is not None:
+            try:
+                yield from self._cutting.again(fewer)
+                if self._cutting.text:
+                    self.board.notice(self._cutting.text)
+            except JobError as error:
+                self.board.notice(f"{error}; the cuts are even")
+            bounds = self._cutting.bounds
+        yield from self._publish(self.plan.version + 1, self.plan.blocks, bounds)
+
+    def _with_nodes(self, job: Job, nodes: int) -> Job:
+        self.board.notice(f"goes on with {nodes} of {job.nodes} compute nodes (recover.fewer_nodes)")
         cuts = job.cuts if isinstance(job.cuts, str) else "even"
-        self.job = replace(job, compute_nodes=len(nodes), multihop_level=None, cuts=cuts)
-        self.board.notice(f"goes on with {len(nodes)} of {job.nodes} compute nodes (recover.fewer_nodes)")
+        return replace(job, compute_nodes=nodes, multihop_level=None, cuts=cuts)
+
+    def _renumber(self, job: Job, nodes: list[Seat]) -> Iterator[Action]:
+        self.job = job
         for hop, seat in enumerate(nodes):
             yield from self._move(seat, node_name(hop))
-        bounds = check_cuts(self.job, len(self.plan.blocks))
-        yield from self._publish(self.plan.version + 1, self.plan.blocks, bounds)
+
+    def _nodes_left(self) -> list[Seat]:
+        nodes = [seat for seat in self.roster if seat.join.role == "compute" and not seat.standby]
+        return sorted(nodes, key=lambda seat: int(seat.place.removeprefix("node-")))

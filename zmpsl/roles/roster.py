@@ -42,7 +42,7 @@ def check_said(seat: Seat, message: ToManager) -> None:
     """
     role, place = seat.join.role, seat.place
     right = {
-        Described: place == owner_name(0),
+        Described: role == "owner",
         Profiled: role != AGGREGATOR,
         Trained: role == "owner",
         Evaluated: role == "owner",
@@ -130,7 +130,10 @@ class Roster:
         unknown = len(self) + 1
         places = places_of(join.role, *((job.owners, job.nodes) if job is not None else (unknown, unknown)))
         taken = {seat.place: seat for seat in self}
-        place = join.place or next((place for place in places if place not in taken), "")
+        free = next((place for place in places if place not in taken), "")
+        place = join.place or free
+        if join.role == "compute" and job is not None and job.recover.fewer_nodes and place not in places:
+            place = free  # that place has been planned away
         if not place:
             raise JoinError(f"all places for role {join.role!r} are taken: {listed(places)}")
         if place not in places and job is not None:

@@ -131,7 +131,7 @@ class ThinOwnerEngine(OwnerEngine):
     def begin(self, round_: int) -> None:
         return None
 
-    def first_forward(self, inputs: Tensor, at: Key) -> Tensor:
+    def first_forward(self, inputs: Tensor, at: Key, samples: int) -> Tensor:
         return zeros(self._forms[0].dtype, len(inputs), *self._forms[0].shape)
 
     def first_mask(self, at: Key) -> None:

@@ -22,7 +22,7 @@ from zmpsl.transport.curve import DATA, FAILED, protect_client, protect_server, 
 from zmpsl.transport.outbox import Outbox
 from zmpsl.transport.packing import Unpacker
 from zmpsl.transport.task import Task
-from zmpsl.transport.tcp_info import Reading, delivered
+from zmpsl.transport.tcp_info import Reading, delivered, unheard_s
 from zmpsl.transport.wire import HEADER_BYTES, INLINE, MAX_MESSAGE, Header, Message, parse, split
 
 __all__ = ["Inbox", "Link", "configure", "many_sockets", "monitor"]
@@ -255,6 +255,7 @@ class Link:
 
     Attributes:
         failure: Why the last handshake failed, empty when it did not.
+        up: There is a connection.
     """
 
     def __init__(
@@ -263,7 +264,7 @@ class Link:
     ) -> None:  # fmt: skip
         self.name = name
         self.failure = ""
-        self._up = False
+        self.up = self._given_up = False
         self.outbox = outbox
         self.sent_bytes = 0
         self.socket = context.socket(zmq.PUSH)
@@ -339,15 +340,22 @@ class Link:
             if event["event"] == zmq.EVENT_CONNECTED:
                 self._descriptor = event["value"]
             elif event["event"] == zmq.EVENT_HANDSHAKE_SUCCEEDED:
-                self._up, self.failure = True, ""
+                self.up, self._given_up, self.failure = True, False, ""
             elif event["event"] & FAILED:
                 self._descriptor = -1
                 self.failure = why_failed(event["event"], event["value"])
             else:
                 self._descriptor = -1  # the system may give the number to something else
-                lost |= self._up
-                self._up = False
+                lost |= self.up
+                self.up = False
         return lost
+
+    def cut_off(self, limit_s: float) -> bool:
+        """Tells, once per connection, that the other host has answered nothing for so long although it should have."""
+        if not self.up or self._given_up or self._descriptor < 0:
+            return False
+        self._given_up = unheard_s(self._descriptor) > limit_s
+        return self._given_up
 
     def delivered(self) -> Reading | None:
         """Gives what the kernel knows of the connection, None where it does not tell."""

@@ -1,0 +1,91 @@
+"""Faults on real processes and real connections: whatever is done to them, every commit is that of the quiet run.
+
+A few of each kind by default; all of them, in the numbers of README.md, with `--all-faults`. The seed of the moments is
+in each test's name; `ZMPSL_FAULTS_SEED` sets it.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+from functools import cache
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import pytest
+from faults import CODECS, cases, settings
+from harmed import Site, control, make_keys
+from striking import Blow, cuts, dies, disturbed, drowsy, kills, quiet_run, resets, silence, stops
+
+SEED = int(os.environ.get("ZMPSL_FAULTS_SEED", "0"))
+SMALL = ("data.args.limit=120", "data.args.test_limit=48", "train.batch_size=20")
+# Rounds long enough to be hit in the middle; the quiet run need not be slow.
+SLOW = "emulate.slow_down={owner: 8}"
+FEW, MANY = 150, 400
+SEEDED = pytest.mark.parametrize("seed", [SEED], ids=lambda seed: f"seed{seed}")
+
+
+@cache
+def quiet(rounds: int) -> dict[int, dict[str, str]]:
+    """Digests by round of the run left in peace; codecs without loss do not change them."""
+    with TemporaryDirectory() as folder:
+        return quiet_run(settings("none", *SMALL, f"train.rounds={rounds}"), Path(folder))
+
+
+def struck(
+    tmp_path: Path, codec: str, blows: list[Blow], seed: int, rounds: int = FEW, *, keys: bool = False,
+    clocks: dict[str, float] | None = None,
+) -> int:  # fmt: skip
+    """Runs under blows and checks every commit; gives how often a round was begun again."""
+    job = settings(codec, *SMALL, SLOW, f"train.rounds={rounds}")
+    if keys:
+        make_keys(tmp_path / "keys", job)
+    site = Site(job, tmp_path / "keys" if keys else None, clocks=clocks)
+    try:
+        outcome = disturbed(site, tmp_path, "struck", blows, quiet(rounds), random.Random(seed))
+    finally:
+        site.close()
+    assert outcome.right, f"seed {seed}: rounds {outcome.wrong} differ; {outcome.text}"
+    return outcome.begun_again
+
+
+@SEEDED
+@pytest.mark.parametrize("codec", CODECS)
+def test_a_few_of_each(tmp_path: Path, codec: str, seed: int):
+    blows = [
+        kills("node-0"), dies("node-0", 1), cuts("node-1", 50_000), kills("owner-1"), stops("aggregator", 0.5),
+        dies("manager", 2), resets(["owner-0", control("node-0")], 0.1), silence(["node-1"], 1), dies("aggregator", 0),
+        kills("node-0", "node-1"), kills("manager"),
+    ]  # fmt: skip
+    random.Random(seed).shuffle(blows)
+    assert struck(tmp_path, codec, blows, seed) >= 5
+
+
+@SEEDED
+def test_an_owner_that_is_slow_is_not_taken_for_dead(tmp_path: Path, seed: int):
+    assert struck(tmp_path, "none", [drowsy("owner-1", 2)], seed) == 0
+
+
+@SEEDED
+def test_nothing_depends_on_the_time_of_day(tmp_path: Path, seed: int):
+    day = 86_400.0
+    clocks = {"node-0": day, "node-1": -day, "owner-0": 3 * day, "aggregator": -2 * day, "manager": day / 2}
+    struck(tmp_path, "none", [kills("node-0"), kills("owner-0")], seed, clocks=clocks)
+
+
+@SEEDED
+@pytest.mark.all_faults
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("codec", CODECS)
+@pytest.mark.parametrize("name", cases(random.Random(SEED), quick=False))
+def test_all_of_one_kind(tmp_path: Path, codec: str, name: str, seed: int):
+    struck(tmp_path, codec, cases(random.Random(seed), quick=False)[name], seed, MANY)
+
+
+@SEEDED
+@pytest.mark.all_faults
+@pytest.mark.timeout(900)
+def test_flipped_bits_under_keys(tmp_path: Path, seed: int):
+    """A message that does not pass the authentication ends its connection; nothing of it is used."""
+    blows = cases(random.Random(seed), quick=False, keys=True)["flipped bits"]
+    assert struck(tmp_path, "none", blows, seed, MANY, keys=True) >= 1
