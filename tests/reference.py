@@ -76,11 +76,16 @@ def train(
     with torch.random.fork_rng(devices=[]):
         model = initial_model(job)
         memory = initial_memory(job, model)
+        own: dict[int, State] = {}  # by owner, where each keeps its own
         for round_ in range(job.train.rounds):
             here = [owner for owner in owners if not active or owner.number in active[round_]]
-            trained = [train_owner(job, model, memory, owner, round_) for owner in here]
+            trained = [train_owner(job, model, own.get(owner.number, memory), owner, round_) for owner in here]
             states, memories, samples, losses = zip(*trained, strict=True)
-            state, memory = weighted_mean(states, samples), weighted_mean(memories, samples)
+            state = weighted_mean(states, samples)
+            if job.optimizer.state == "keep":
+                own |= {owner.number: after for owner, after in zip(here, memories, strict=True)}
+            else:
+                memory = weighted_mean(memories, samples)
             model.load_state_dict({name: torch.from_numpy(array) for name, array in state.items()})  # copies
             result.states.append(state)
             result.accuracies.append(accuracy(model, owners, job.evaluate.batch_size))
@@ -136,8 +141,8 @@ def trained_parameters(model: nn.Module) -> list[nn.Parameter]:
 
 
 def initial_memory(job: Job, model: nn.Module) -> State:
-    """The optimiser's state before round 0, keys `parameter.name`: zeros; empty where it does not outlive a round."""
-    if job.optimizer.state == "reset" or (job.optimizer.name == "sgd" and not job.optimizer.momentum):
+    """The optimiser's state before round 0, keys `parameter.name`: zeros; empty where the optimiser begins as new."""
+    if job.optimizer.state != "average" or (job.optimizer.name == "sgd" and not job.optimizer.momentum):
         return {}
     memory: State = {}
     for i, parameter in enumerate(trained_parameters(model)):
@@ -206,7 +211,9 @@ def train_owner(
             optimizer.zero_grad(set_to_none=True)
             samples += len(indices)
     kept = {f"{i}.{what}": tensor for i, p in enumerate(parameters) for what, tensor in optimizer.state[p].items()}
-    return arrays(model.state_dict()), arrays({name: kept[name] for name in memory}), samples, loss_sum
+    if job.optimizer.state != "keep":
+        kept = {name: kept[name] for name in memory}
+    return arrays(model.state_dict()), arrays(kept), samples, loss_sum
 
 
 def guarded(job: Job, raw: torch.Tensor, h: torch.Tensor, seed: int) -> tuple[torch.Tensor, torch.Tensor | None]:
