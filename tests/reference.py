@@ -201,7 +201,7 @@ def train_owner(
                     seed_torch(job.seed, "forward", *at, micro, i)
                     x = block(x)
                     if i == (job.first_cut or 1) - 1:
-                        x, extra = guarded(job, raw, x, key(job.seed, "noise", *at, micro))
+                        x, extra = guarded(job, raw, x, (*at, micro))
                 loss = nn.functional.cross_entropy(x.reshape(-1, x.shape[-1]), y.reshape(-1))
                 if len(y) < len(indices):
                     loss = loss * (len(y) / len(indices))
@@ -216,7 +216,9 @@ def train_owner(
     return arrays(model.state_dict()), arrays(kept), samples, loss_sum
 
 
-def guarded(job: Job, raw: torch.Tensor, h: torch.Tensor, seed: int) -> tuple[torch.Tensor, torch.Tensor | None]:
+def guarded(
+    job: Job, raw: torch.Tensor, h: torch.Tensor, at: tuple[int, ...]
+) -> tuple[torch.Tensor, torch.Tensor | None]:
     """Smashed data as the job's privacy wants them: clipped per sample, likeness penalised, then noise on top."""
     of = job.privacy
     if of.clip_norm is not None:
@@ -224,7 +226,8 @@ def guarded(job: Job, raw: torch.Tensor, h: torch.Tensor, seed: int) -> tuple[to
         h = h * (of.clip_norm / norms).clamp(max=1).reshape(-1, *[1] * (h.ndim - 1))
     extra = of.nopeek * likeness(raw, h) if of.nopeek and len(h) > 1 else None
     if of.clip_norm is not None and of.noise:
-        h = h + of.noise * of.clip_norm * torch.randn(h.shape, generator=torch.Generator().manual_seed(seed))
+        generator = torch.Generator().manual_seed(key(job.seed, "noise", *at))
+        h = h + of.noise * of.clip_norm * torch.randn(h.shape, generator=generator)
     return h, extra
 
 

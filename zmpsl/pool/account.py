@@ -137,7 +137,7 @@ class PartMemory:
             ("activations", owners * self.activations),
             ("buffers", owners * self.buffers + self.kept(owners)),
             ("scratch", self.scratch),
-            ("spill", self.spill),
+            *([("spill", self.spill)] if self.spill else []),
         ]
 
 
