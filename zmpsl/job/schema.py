@@ -181,7 +181,7 @@ class Codec(Settings, frozen=True, forbid_unknown_fields=True, kw_only=True):
     checkpoints: Annotated[
         Literal["none", "lz4", "bitmap", "huff"],
         Meta(
-            description="part files of checkpoints: `none` safetensors, which every tool reads; `huff` about a seventh"
+            description="part files of checkpoints: `none` safetensors, which every tool reads; `huff` about a sixth"
             " smaller, read by zmpsl alone"
         ),
     ] = "none"
