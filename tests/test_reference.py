@@ -254,7 +254,6 @@ def test_every_use_of_randomness_has_its_own_key(monkeypatch):
         "shuffle": epochs,
         "augment": batches,
         "forward": [(*batch, micro, block) for batch in batches for micro in range(2) for block in range(6)],
-        "noise": [(*batch, micro) for batch in batches for micro in range(2)],
     }
     for purpose, numbers in wanted.items():
         assert [tuple(used) for name, *used in keys if name == purpose] == numbers, purpose
