@@ -10,7 +10,7 @@ import zmq
 from peers import LOOPBACK, TIMEOUT_S, Tensor
 
 from zmpsl.codecs import by_name
-from zmpsl.job.schema import Network
+from zmpsl.job.network import Network
 from zmpsl.keys import Security
 from zmpsl.transport.allocator import keep_freed_memory
 from zmpsl.transport.curve import DATA, Gate, new_pair

@@ -18,7 +18,7 @@ from typing import Any
 import zmq
 
 from zmpsl.errors import JoinError, NetworkError, PeerLostError, RemoteProtocolError, ZmpslError, error_for
-from zmpsl.job.schema import Network
+from zmpsl.job.network import Network
 from zmpsl.keys import LOOPBACK, Security
 from zmpsl.life import Life, State, complain
 from zmpsl.link_watch import SHAKY_S, LinkWatch
