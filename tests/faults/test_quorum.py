@@ -16,6 +16,9 @@ from test_schedules import small
 from zmpsl.checkpoint import load_state_dict
 from zmpsl.errors import PeerLostError
 from zmpsl.job import Job
+from zmpsl.job.emulation import Emulate, NodeClass
+from zmpsl.job.fewer import with_nodes
+from zmpsl.job.load import dump_job, parse_job
 from zmpsl.loop import Node
 from zmpsl.observe.events import NoticeEvent, PlanEvent
 from zmpsl.profiles import write_profile
@@ -84,6 +87,44 @@ def test_with_fewer_nodes_the_cuts_are_solved_anew_from_what_was_measured(tmp_pa
     assert run.manager.plan.bounds == (0, 1, 4, 5, 6)
     assert sum("cuts solved in" in text for text in texts) == 2
     assert differing(load_state_dict(tmp_path / "memory"), train(run.job).states[-1]) == []
+
+
+@pytest.mark.parametrize("place", ["node-0", "node-1", "node-2"])
+def test_what_the_job_says_of_a_lost_node_goes_with_it_and_the_run_can_go_on(tmp_path: Path, place: str):
+    """The run's job.yaml once named node-2 where only two nodes were left, and `--resume` refused it."""
+    settings = [
+        *TINY, "owners=2", "compute_nodes=3", "recover.fewer_nodes=true", "recover.wait_s=5", "threads=1",
+        "planning.node_memory={node-0: 1000000000, node-1: 1000000001, node-2: 1000000002}",
+        "emulate.slow_down={node-2: 1.5}", "codec.links={'node-0>node-1': lz4, 'node-2>owner': huff}",
+    ]  # fmt: skip
+    write_profile(tmp_path / "p.json", profile(job(*settings), [1, 1, 1, 1, 9, 1]))
+    run = FaultyRun(job(*settings, f"planning.profile={tmp_path / 'p.json'}"), 2, tmp_path, 0, loses=place, loses_in=1)
+    run.run()
+    assert run.manager.plan is not None
+    left = parse_job(dump_job(run.manager.plan.job), "job.yaml")
+    lost = int(place[-1])
+    budgets = [1000000000 + hop for hop in range(3) if hop != lost]
+    assert left.planning.node_memory == {f"node-{hop}": size for hop, size in enumerate(budgets)}
+    assert left.emulate.slow_down == ({} if lost == 2 else {"node-1": 1.5})
+    links = ({"node-0>node-1": "lz4"} if lost == 2 else {}) | ({} if lost == 2 else {"node-1>owner": "huff"})
+    assert left.codec.links == links
+    assert differing(load_state_dict(tmp_path / "memory"), train(run.job).states[-1]) == []
+
+
+def test_owners_keep_their_blocks_when_listed_cuts_no_longer_fit(tmp_path: Path):
+    wanted = job(*TINY, "owners=2", "cuts=[2, 3, 5]", "recover.fewer_nodes=true", "recover.wait_s=5")
+    run = FaultyRun(wanted, 2, tmp_path, 0, loses="node-0", loses_in=1)
+    run.run()
+    assert run.manager.plan is not None
+    assert run.manager.plan.bounds == (0, 2, 5, 6)
+
+
+def test_imitated_devices_stay_with_their_nodes():
+    classes = [NodeClass(name="slow", count=2, slow_down=3), NodeClass(name="fast", count=2)]
+    four = msgspec.structs.replace(job("compute_nodes=4"), emulate=Emulate(nodes=classes))
+    names = [(kind.name, kind.count) for kind in with_nodes(four, [0, 2, 3]).emulate.nodes]
+    assert names == [("slow", 1), ("fast", 2)]
+    assert with_nodes(four, [1]).emulate.nodes == [NodeClass(name="slow", slow_down=3)]
 
 
 def test_a_role_that_hangs_counts_as_lost(tmp_path: Path):

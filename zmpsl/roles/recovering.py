@@ -5,9 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 
-from msgspec.structs import replace
-
 from zmpsl.errors import JobError, JoinError, PeerLostError
+from zmpsl.job.fewer import with_nodes
 from zmpsl.job.schema import Job
 from zmpsl.messages import Join, Pause, Ping, Refused, Welcome
 from zmpsl.plan import AGGREGATOR, check_cuts, node_name
@@ -157,7 +156,7 @@ class Recovering(ManagerState):
             self._absent = frozenset(missing)
         else:
             nodes = self._nodes_left()
-            yield from self._renumber(self._with_nodes(job, len(nodes)), nodes)
+            yield from self._renumber(self._with_nodes(job, nodes), nodes)
         yield from self._maybe_describe()
 
     def _move(self, seat: Seat, place: str) -> Iterator[Action]:
@@ -192,7 +191,7 @@ class Recovering(ManagerState):
         """Cuts the model anew for the compute nodes that are left; their parts come from the checkpoint."""
         if self.plan is None:
             return
-        fewer = self._with_nodes(job, len(nodes))
+        fewer = self._with_nodes(job, nodes)
         yield from self._renumber(fewer, nodes)
         bounds = check_cuts(fewer, len(self.plan.blocks))
         if self._cutting is not None:
@@ -204,11 +203,12 @@ class Recovering(ManagerState):
                 self.board.notice(f"{error}; the cuts are even")
             bounds = self._cutting.bounds
         yield from self._publish(self.plan.version + 1, self.plan.blocks, bounds)
+        if self.folder is not None and self._cutting is not None:
+            self._cutting.keep(self.folder)
 
-    def _with_nodes(self, job: Job, nodes: int) -> Job:
-        self.board.notice(f"goes on with {nodes} of {job.nodes} compute nodes (recover.fewer_nodes)")
-        cuts = job.cuts if isinstance(job.cuts, str) else "even"
-        return replace(job, compute_nodes=nodes, multihop_level=None, cuts=cuts)
+    def _with_nodes(self, job: Job, nodes: list[Seat]) -> Job:
+        self.board.notice(f"goes on with {len(nodes)} of {job.nodes} compute nodes (recover.fewer_nodes)")
+        return with_nodes(job, [int(seat.place.removeprefix("node-")) for seat in nodes])
 
     def _renumber(self, job: Job, nodes: list[Seat]) -> Iterator[Action]:
         self.job = job
