@@ -15,9 +15,9 @@ Figures are medians over the rounds of a run but the first, in which connections
 4. relay: SplitNN measured: the 30 owners of 2, one after the other, with one batch each. What 16 batches each take is
    computed (`splitnn_time`), beside 2 and 3.
 
-In 2 and 3 all owners train at the same time, as in the paper. In 2 to 4 time is scaled, and tensors are those of batches
-of 8 instead of 128 over links that are 16 times slower: the seconds of a transfer are those of the paper. They need the
-authors' numbers ($ZMPSL_DATA, folder mpsl).
+In 2 and 3 all owners train at the same time, as in the paper. In 2 to 4 time is scaled, and tensors are those of
+batches of 8 instead of 128 over links that are 16 times slower: the seconds of a transfer are those of the paper. They
+need the authors' numbers ($ZMPSL_DATA, folder mpsl).
 """
 
 from __future__ import annotations

@@ -132,7 +132,9 @@ def rooms_of(job: Job, joins: Mapping[str, Join]) -> tuple[int | None, ...]:
     rooms = []
     for hop in range(job.nodes):
         kind = job.emulate.node(hop)
-        known = [room_of(job.memory, limits[hop], hosts.count(hosts[hop])), None if kind is None else kind.memory_bytes]
+        known = [None if kind is None else kind.memory_bytes]
+        if kind is None or kind.compute != "none":  # who computes nothing holds no replica here, whatever it imitates
+            known.append(room_of(job.memory, limits[hop], hosts.count(hosts[hop])))
         rooms.append(min((int(room) for room in known if room is not None), default=None))
     return tuple(rooms)
 
