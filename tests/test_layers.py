@@ -29,7 +29,7 @@ LAYERS = [
     ["zmpsl.pool"],
     ["zmpsl.messages"],
     ["zmpsl.transport", *(f"zmpsl.transport.{name}" for name in PURE_TRANSPORT)],
-    ["zmpsl.transport.curve"],
+    ["zmpsl.transport.curve", "zmpsl.norms"],
     [
         *("zmpsl.transport.link", "zmpsl.transport.control", "zmpsl.transport.shaping", "zmpsl.codec_trial"),
         "zmpsl.slow_link",

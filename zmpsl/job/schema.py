@@ -7,12 +7,13 @@ from typing import Annotated, Any, Literal
 from msgspec import Meta, field
 
 from zmpsl.job.emulation import Emulate
+from zmpsl.job.guard import Guard
 from zmpsl.job.network import Network, Recover
 from zmpsl.job.privacy import Privacy
 from zmpsl.job.settings import Settings
 
 __all__ = [
-    "MEMORY_PATTERN", "Codec", "Data", "Emulate", "Evaluate", "Job", "LearningRate", "Model", "Network", "Optimizer",
+    "MEMORY_PATTERN", "Codec", "Data", "Emulate", "Evaluate", "Guard", "Job", "LearningRate", "Model", "Network", "Optimizer",
     "Partition", "Planning", "Privacy", "Recover", "Train",
 ]  # fmt: skip
 
@@ -285,6 +286,7 @@ class Job(Settings, frozen=True, forbid_unknown_fields=True, kw_only=True):
     planning: Annotated[Planning, Meta(description="how `cuts: auto` is solved")] = Planning()
     privacy: Annotated[Privacy, Meta(description="what owners do to smashed data")] = Privacy()
     emulate: Annotated[Emulate, Meta(description="slower devices, imitated")] = Emulate()
+    guard: Annotated[Guard, Meta(description="what is refused of owners")] = Guard()
     network: Annotated[Network, Meta(description="sockets, limits, deadlines")] = Network()
     recover: Annotated[Recover, Meta(description="lost roles")] = Recover()
     memory: Annotated[
