@@ -120,6 +120,7 @@ class Plan(Struct, frozen=True, kw_only=True):
         rooms: Bytes each compute node has for its part, by hop; empty where there is no limit.
         in_flight: Most owners that train at a time; 0 for all.
         recompute: Whether each compute node computes activations again instead of keeping them; empty for none.
+        kept: With `optimizer.state: keep`, the round whose optimiser state counts, by owner; no owner that has none.
     """
 
     version: int
@@ -138,6 +139,7 @@ class Plan(Struct, frozen=True, kw_only=True):
     rooms: tuple[int | None, ...] = ()
     in_flight: int = 0
     recompute: tuple[bool, ...] = ()
+    kept: dict[int, int] = {}
 
     @property
     def parts(self) -> int:

@@ -152,12 +152,3 @@ def test_the_quiet_run_is_that_without_a_folder(tmp_path: Path):
     plain = MemoryRun(small(2, 1), 3)
     plain.run()
     assert differing(global_state(plain.members), load_state_dict(tmp_path / "memory")) == []
-
-
-def test_parts_that_come_twice_and_wait_do_not_count_in_the_next_round():
-    """The second of them waited in the aggregator while the round ended, and was taken for the next round's."""
-    with TemporaryDirectory() as folder:
-        run = schedule(45, Path(folder))
-        run.run()
-        assert any("repeat one: owner-0 0003 > aggregator" in text for text in run.fallen)
-        check(run, Path(folder), str(run.fallen))

@@ -143,11 +143,19 @@ class Optimizer(Settings, frozen=True, forbid_unknown_fields=True, kw_only=True)
     beta2: Annotated[Annotated[float, Meta(ge=0, lt=1)], Meta(description="adam: decay of the second moment")] = 0.999
     eps: Annotated[Annotated[float, Meta(gt=0)], Meta(description="adam: term added to the denominator")] = 1e-8
     state: Annotated[
-        Literal["reset", "average"],
+        Literal["reset", "average", "keep"],
         Meta(
-            description="at a round's end: `reset` optimiser state to zero, or `average` it with the weights of FedAvg"
+            description=(
+                "at a round's end: `reset` optimiser state to zero, `average` it with the weights of FedAvg, or `keep`"
+                " each owner's for its next round, on disk"
+            )
         ),
     ] = "reset"
+
+    @property
+    def keeps(self) -> bool:
+        """True where there is a state, and every owner keeps its own."""
+        return self.state == "keep" and (self.name == "adam" or self.momentum > 0)
 
 
 class Evaluate(Settings, frozen=True, forbid_unknown_fields=True, kw_only=True):

@@ -130,6 +130,8 @@ class ComputeNode(Member):
         """Drops checkpoints nobody needs any more."""
         if self.folder is not None and self.plan is not None:
             prune(self.folder, round_, self.plan.job.keep_checkpoints)
+        if self._kept is not None:
+            self._kept.prune(round_)
 
     def _down(self, task: Task) -> str:
         return owner_name(task.owner) if self.hop == self.hops - 1 else node_name(self.hop + 1)
@@ -151,6 +153,8 @@ class ComputeNode(Member):
         base = self.engine.base
         with self.meter.measure("A", task):
             digest = self.engine.commit()
+            if self._kept is not None:
+                self._kept.end_round()
             if self.folder is not None and self.plan is not None:
                 save_parts(self.folder, self.plan, self.round, [self.part], base.layout, base.flat)
         digests = {self.place: digest}
@@ -161,7 +165,7 @@ class ComputeNode(Member):
         self.engine.begin(self.round)
 
     def _build(self, plan: Plan) -> ComputeEngine:
-        return ComputeEngine(plan, self.part)
+        return ComputeEngine(plan, self.part, self.keep_states(plan, plan.active, [self.part]))
 
     def _load(self, plan: Plan) -> None:
         if self.folder is None:

@@ -300,6 +300,8 @@ class Manager(Publishing):
             raise RemoteProtocolError("a round cannot end before there is a plan")
         digests = dict(sorted(self._digests.items()))
         record.committed[self.round], record.bounds = digests, plan.bounds
+        if plan.job.optimizer.keeps:
+            record.kept = record.kept | dict.fromkeys(plan.active, self.round)
         for old in sorted(record.committed)[: -self.job.keep_checkpoints]:
             del record.committed[old]
         if self.folder is not None:

@@ -106,6 +106,7 @@ class Publishing(Recovering):
             rooms=places.rooms,
             in_flight=places.training.most,
             recompute=tuple(memory.recompute for memory in places.parts),
+            kept=self.record.kept if start and self.record is not None and job.optimizer.keeps else {},
         )
         self._store(plan)
         self.board.planned(plan)

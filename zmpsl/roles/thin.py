@@ -131,6 +131,9 @@ class ThinOwnerEngine(OwnerEngine):
     def begin(self, round_: int) -> None:
         return None
 
+    def keep(self, round_: int) -> None:
+        return None
+
     def first_forward(self, inputs: Tensor, at: Key, samples: int) -> Tensor:
         return zeros(self._forms[0].dtype, len(inputs), *self._forms[0].shape)
 
