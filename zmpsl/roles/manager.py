@@ -17,7 +17,8 @@ from collections.abc import Iterator
 from zmpsl.checkpoint import write_index, write_record
 from zmpsl.errors import JobError, JoinError, RemoteProtocolError, ZmpslError
 from zmpsl.job.load import check_job
-from zmpsl.job.schema import Job, Network
+from zmpsl.job.network import Network
+from zmpsl.job.schema import Job
 from zmpsl.messages import (
     Accuse,
     Begin,
@@ -248,7 +249,8 @@ class Manager(Publishing):
         if all(each.ready for each in self.roster if each.planned):
             self.round = self.plan.start_round
             cutting = self._cutting
-            self.board.expected = cutting.expect() if cutting and cutting.bounds == self.plan.bounds else None
+            known = cutting is not None and cutting.bounds == self.plan.bounds
+            self.board.expected = cutting.expect(self._training.limit) if cutting and known else None
             if self.recovery.unscored == self.round - 1:
                 self.round -= 1
                 yield from self._evaluate(self.plan)

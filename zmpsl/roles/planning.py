@@ -256,13 +256,13 @@ class CutPlanning:
             self.bounds = check_cuts(job, len(self.blocks))
             raise
 
-    def expect(self) -> Prediction | None:
-        """Predicts a round; None where nothing is known or can be said."""
+    def expect(self, in_flight: int | None = None) -> Prediction | None:
+        """Predicts a round with at most so many owners at a time; None where nothing is known or can be said."""
         batches = tuple(self.batches.get(owner_name(index), 0) for index in range(self.job.owners))
         if self._measured is None or min(batches) < 1:
             return None
         order = [node.name for node in self._measured.nodes]
-        return predict(self._measured, self.bounds, order, batches, self._hosts)
+        return predict(self._measured, self.bounds, order, batches, self._hosts, in_flight)
 
     def to_fill(self) -> float:
         """Gives how many owners fill the chain, infinitely many where nothing is known or the cuts are given."""
