@@ -77,6 +77,15 @@ class Recover(Settings, frozen=True, forbid_unknown_fields=True, kw_only=True):
             )
         ),
     ] = 600.0
+    round_s: Annotated[
+        Seconds | None,
+        Meta(
+            description=(
+                "how long an owner may take to train a round, from when it is told to begin; who takes longer is lost,"
+                " and left out at once where the `quorum` holds without it; null: as long as it takes"
+            )
+        ),
+    ] = None
     attempts: Annotated[Count, Meta(description="how often one round may be begun again before the run ends")] = 20
     quorum: Annotated[
         Share,

@@ -90,6 +90,8 @@ class Manager(Publishing):
                 yield Tell(seat.identity, Ping())
             yield from self._fill_the_chain(now)
         yield from self._look_around(now)
+        if self.job is not None:
+            yield from self._keep_time(self.job, now)
         if self.job is None or self.phase not in (Phase.GATHERING, Phase.DESCRIBING, Phase.BUILDING, Phase.RECOVERING):
             return
         if self._since is None:

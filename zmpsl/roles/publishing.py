@@ -114,7 +114,7 @@ class Publishing(Recovering):
             self.board.notice(words(job))
         if self._training.limit < len(plan.active):
             self.board.notice(str(places))
-        self.phase, self._since = Phase.BUILDING, None
+        self.phase, self._since, self._late = Phase.BUILDING, None, frozenset()
         for seat in self.roster:
             if not seat.standby:
                 seat.planned, seat.ready, seat.paused = True, False, 0
