@@ -15,7 +15,7 @@ from test_cuts_auto import profile
 from test_schedules import small
 
 from zmpsl.checkpoint import load_state_dict
-from zmpsl.errors import PeerLostError
+from zmpsl.errors import JobError, PeerLostError
 from zmpsl.job import Job
 from zmpsl.job.emulation import Emulate, NodeClass
 from zmpsl.job.fewer import with_nodes
@@ -110,6 +110,14 @@ def test_what_the_job_says_of_a_lost_node_goes_with_it_and_the_run_can_go_on(tmp
     links = ({"node-0>node-1": "lz4"} if lost == 2 else {}) | ({} if lost == 2 else {"node-1>owner": "huff"})
     assert left.codec.links == links
     assert differing(load_state_dict(tmp_path / "memory"), train(run.job).states[-1]) == []
+
+
+def test_the_nodes_left_hold_no_more_than_they_may(tmp_path: Path):
+    """One of two nodes is lost, and the other may not hold the whole middle: the run ends and says so."""
+    wanted = job(*TINY, "owners=2", "planning.max_blocks=2", "recover.fewer_nodes=true", "recover.wait_s=5")
+    run = FaultyRun(wanted, 2, tmp_path, 0, loses="node-0", loses_in=1)
+    with pytest.raises(JobError, match=r"node-0 would hold 4 blocks \(1 to 4\), more than planning.max_blocks 2"):
+        run.run()
 
 
 def test_owners_keep_their_blocks_when_listed_cuts_no_longer_fit(tmp_path: Path):

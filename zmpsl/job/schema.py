@@ -9,6 +9,7 @@ from msgspec import Meta, field
 from zmpsl.job.emulation import Emulate
 from zmpsl.job.guard import Guard
 from zmpsl.job.network import Network, Recover
+from zmpsl.job.planning import Planning
 from zmpsl.job.privacy import Privacy
 from zmpsl.job.settings import Settings
 
@@ -198,43 +199,6 @@ class Codec(Settings, frozen=True, forbid_unknown_fields=True, kw_only=True):
         dict[str, str],
         Meta(description="exceptions per link, such as `owner>node-0: qz(0.5)` or `node-0>node-1: none`"),
     ] = field(default_factory=dict)
-
-
-class Planning(Settings, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """How `cuts: auto` is solved."""
-
-    solver: Annotated[
-        Literal["dp", "mip", "path"],
-        Meta(description="`dp` dynamic programme, `mip` python-mip, `path` shortest paths; all are exact"),
-    ] = "dp"
-    objective: Annotated[
-        Literal["pace", "sum"],
-        Meta(description="`pace`: the slowest node's seconds per batch; `sum`: the paper's L_fwd + L_back"),
-    ] = "pace"
-    memory_model: Annotated[
-        Literal["real", "paper"],
-        Meta(description="`real`: what a node needs; `paper`: weights and output activations of all replicas"),
-    ] = "real"
-    node_memory: Annotated[
-        dict[str, Annotated[int, Meta(ge=0)]],
-        Meta(description="bytes that compute nodes may use for their part, such as `node-0: 2000000000`"),
-    ] = field(default_factory=dict)
-    profile: Annotated[
-        str | None, Meta(description="file written by `zmpsl profile`, taken for all roles instead of measuring")
-    ] = None
-    budget_s: Annotated[
-        Seconds, Meta(description="seconds each role may measure, after one run of every block to warm up")
-    ] = 0.5
-    owner_bytes_per_s: Annotated[
-        Annotated[float, Meta(gt=0)] | None, Meta(description="rate of an owner's link, each way; null: as on loopback")
-    ] = None
-    node_bytes_per_s: Annotated[
-        Annotated[float, Meta(gt=0)] | None,
-        Meta(description="rate of the link between two compute nodes, each way; null: as on loopback"),
-    ] = None
-    latency_s: Annotated[
-        Annotated[float, Meta(ge=0)], Meta(description="latency of these links, where a rate is given")
-    ] = 0.0
 
 
 class Job(Settings, frozen=True, forbid_unknown_fields=True, kw_only=True):

@@ -248,6 +248,8 @@ def _spec(measured: Measured, node: MeasuredNode) -> NodeSpec:
     return NodeSpec(
         node.name, memory_bytes=node.memory_bytes, overhead_s=_fixed_s(node.profile, m), link=node.link,
         times=tuple(times), max_share=measured.job.privacy.max_share,
+        max_blocks=measured.job.planning.most_blocks(node.name),
+        optional=measured.job.planning.may_stay_unused(node.name),
     )  # fmt: skip
 
 

@@ -77,6 +77,12 @@ class Manager(Publishing):
 
     def tick(self, now: float) -> Iterator[Action]:
         """Called now and then with the time in seconds: pings, and gives up what takes too long."""
+        try:
+            yield from self._tick(now)
+        except ZmpslError as error:  # such as a plan for the nodes that are left that cannot be
+            yield from self.finish(error.exit_code, str(error))
+
+    def _tick(self, now: float) -> Iterator[Action]:
         if now - self._pinged_at >= PING_EVERY_S and self.phase is not Phase.OVER:
             self._pinged_at = now
             self.board.tell_progress(self.phase.value, self.round)

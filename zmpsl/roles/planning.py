@@ -18,6 +18,7 @@ import msgspec
 
 from zmpsl.checkpoint import write_text
 from zmpsl.errors import JobError, LocalProtocolError, RemoteProtocolError
+from zmpsl.job.fewer import with_nodes
 from zmpsl.job.schema import Job
 from zmpsl.messages import Measure, Profiled, Welcome
 from zmpsl.plan import Block, check_cuts, fingerprint, node_name, owner_name
@@ -163,20 +164,37 @@ class CutPlanning:
         seats = self._nodes()
         measured = self._take(seats)
         # What the job says of node-0 holds for whoever has that place now.
-        named = [*self.job.emulate.slow_down, *self.job.planning.node_memory, *(seat.join.place for seat in seats)]
+        named = [*self.job.emulate.slow_down, *self.job.planning.named_nodes, *(seat.join.place for seat in seats)]
         fixed = bool(self.job.emulate.nodes) or any(name.startswith("node") for name in named)
         self.solution = _solve(problem_of(measured), self.job, fixed)
         pieces = self.solution.pieces
         self.bounds = (0, pieces[0].first, *(piece.stop for piece in pieces), len(self.blocks))
         names = {piece.node: node_name(hop) for hop, piece in enumerate(pieces)}
-        nodes = {names[node.name]: msgspec.structs.replace(node, name=names[node.name]) for node in measured.nodes}
-        self._measured = msgspec.structs.replace(measured, nodes=tuple(nodes[name] for name in names.values()))
+        nodes = {
+            names[node.name]: msgspec.structs.replace(node, name=names[node.name])
+            for node in measured.nodes
+            if node.name in names
+        }
         self.text = _words(self.solution)
+        if len(pieces) < len(seats):
+            self._leave_out(sorted({seat.place for seat in seats} - set(names)), list(names), fixed)
+        kept = tuple(nodes[name] for name in names.values())
+        self._measured = msgspec.structs.replace(measured, job=self.job, nodes=kept)
         for seat in seats:
-            if seat.place != names[seat.place]:
-                seat.place = names[seat.place]
+            before = seat.place
+            if before in names:
+                seat.place = names[before]
+            else:
+                self.roster.bench(seat)
+            if seat.place != before:
                 yield Tell(seat.identity, Welcome(place=seat.place, job=self.job))
         self._note_hosts()
+
+    def _leave_out(self, unused: list[str], used: list[str], fixed: bool) -> None:
+        """Takes nodes without blocks out of the job; where no node is named, what it says of links is by position."""
+        hops = [int(name.removeprefix("node-")) for name in used]
+        self.job = with_nodes(self.job, hops if fixed else range(len(hops)))
+        self.text += f"; without blocks, so out of the chain and standing by (optional_nodes): {', '.join(unused)}"
 
     def keep(self, folder: Path) -> None:
         """Leaves the profiles in the run's folder, so that rounds can be predicted when the run goes on."""

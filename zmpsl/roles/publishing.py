@@ -65,6 +65,7 @@ class Publishing(Recovering):
         yield from asking
         if cutting.complete and self.plan is None:
             yield from cutting.solve()
+            self.job = cutting.job
             yield from self._first_plan(cutting.bounds)
             if self.folder is not None:
                 cutting.keep(self.folder)
@@ -81,7 +82,7 @@ class Publishing(Recovering):
         if job is None:
             raise LocalProtocolError("a plan needs a job")
         self._run = self._run or f"{job.name}-{time.strftime('%Y%m%d-%H%M%S')}"
-        check_exposure(job, blocks, bounds)
+        self._check_exposure(job, blocks, bounds)
         start, digests = self._resume_point(blocks)
         joins = {seat.place: seat.join for seat in self.roster}
         places = Places(job, blocks, bounds, self._described_as.footprints, joins)
@@ -119,6 +120,14 @@ class Publishing(Recovering):
                 seat.planned, seat.ready, seat.paused = True, False, 0
         for identity in self._everybody():
             yield Tell(identity, Publish(plan=plan))
+
+    def _check_exposure(self, job: Job, blocks: tuple[Block, ...], bounds: tuple[int, ...]) -> None:
+        try:
+            check_exposure(job, blocks, bounds)
+        except JobError as error:
+            if job.cuts == "auto" and self._cutting is not None and self._cutting.text:  # why they are not solved
+                raise JobError(f"{error}. {self._cutting.text}") from error
+            raise
 
     def _store(self, plan: Plan) -> None:
         """Notes in the record that this plan may be known to somebody from now on."""

@@ -220,6 +220,7 @@ class Recovering(ManagerState):
         if self._cutting is not None:
             try:
                 yield from self._cutting.again(fewer)
+                self.job = self._cutting.job
                 if self._cutting.text:
                     self.board.notice(self._cutting.text)
             except JobError as error:
