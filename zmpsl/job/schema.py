@@ -14,8 +14,8 @@ from zmpsl.job.privacy import Privacy
 from zmpsl.job.settings import Settings
 
 __all__ = [
-    "MEMORY_PATTERN", "Codec", "Data", "Emulate", "Evaluate", "Guard", "Job", "LearningRate", "Model", "Network", "Optimizer",
-    "Partition", "Planning", "Privacy", "Recover", "Train",
+    "MEMORY_PATTERN", "Codec", "Data", "Emulate", "Evaluate", "Guard", "Job", "LearningRate", "Model", "Network",
+    "Optimizer", "Partition", "Planning", "Privacy", "Recover", "Train",
 ]  # fmt: skip
 
 # The plan travels with every message as 32-bit numbers and owner lists; these limits keep it so.
