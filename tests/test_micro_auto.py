@@ -108,7 +108,7 @@ def test_fixed_seconds_of_a_task_speak_against_pieces() -> None:
         measured = measured_of(wanted, one, {"node-0": one, "node-1": one})
         return choose(measured, lambda _: ((0, 1, 3, 5, 6), ["node-0", "node-1"]))
 
-    assert best(0.0) > best(0.5) >= best(5.0) == 1
+    assert best(0.0) > best(0.5) >= best(50.0) == 1
 
 
 def test_what_is_measured_for_whole_batches_is_cut_like_them() -> None:
