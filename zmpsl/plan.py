@@ -183,7 +183,7 @@ def fingerprint(blocks: tuple[Block, ...]) -> str:
 
 def micro_samples(job: Job) -> int:
     """Gives the samples of a micro-batch, the larger ones where they differ by one."""
-    return -(-job.train.batch_size // min(job.train.micro_batches, job.train.batch_size))
+    return -(-job.train.batch_size // min(job.train.pieces, job.train.batch_size))
 
 
 def middle_blocks(job: Job, blocks: int) -> range:

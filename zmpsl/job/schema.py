@@ -99,8 +99,13 @@ class Train(Settings, frozen=True, forbid_unknown_fields=True, kw_only=True):
     local_epochs: Annotated[Count, Meta(description="passes over an owner's data in one round (the paper's r)")] = 2
     batch_size: Annotated[Count, Meta(description="samples per batch; one optimiser step each")] = 32
     micro_batches: Annotated[
-        Annotated[int, Meta(ge=1, le=65535)],
-        Meta(description="pieces a batch is cut into so that one owner alone can fill the chain"),
+        Literal["auto"] | Annotated[int, Meta(ge=1, le=65535)],
+        Meta(
+            description=(
+                "pieces a batch is cut into so that one owner alone can fill the chain; `auto`: as many as make a round"
+                " the shortest by what was measured, decided once, before the first round"
+            )
+        ),
     ] = 1
     schedule: Annotated[
         Literal["gpipe", "1f1b"],
@@ -115,6 +120,11 @@ class Train(Settings, frozen=True, forbid_unknown_fields=True, kw_only=True):
     max_batches: Annotated[
         Count | None, Meta(description="stop a local epoch after this many batches (for short trials)")
     ] = None
+
+    @property
+    def pieces(self) -> int:
+        """Micro-batches of a batch, one where that is still to be decided: whole batches are measured for it."""
+        return 1 if self.micro_batches == "auto" else self.micro_batches
 
 
 class LearningRate(Settings, frozen=True, forbid_unknown_fields=True, kw_only=True):

@@ -100,7 +100,7 @@ class Measured(Struct, frozen=True):
     @property
     def micro_batches(self) -> int:
         """Pieces a batch is cut into."""
-        return min(self.job.train.micro_batches, self.job.train.batch_size)
+        return min(self.job.train.pieces, self.job.train.batch_size)
 
     @property
     def in_flight(self) -> int:
