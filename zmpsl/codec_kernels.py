@@ -1,6 +1,6 @@
 """Face of the codec kernels: the C extension where it could be built, else the NumPy twins, with the same bytes.
 
-`ZMPSL_NO_EXT=1` takes the twins in any case; `ZMPSL_ISA=portable` (or `avx2`, `avx512`, `neon`) picks a set of C kernels.
+`ZMPSL_NO_EXT=1` takes the twins in any case; `ZMPSL_ISA=portable` (`avx2`, `avx512`, `neon`) picks a set of C kernels.
 """
 
 from __future__ import annotations
