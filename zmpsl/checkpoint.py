@@ -5,6 +5,8 @@
                                 part-1.safetensors      by compute node 0 ...
                                 part-1.optimizer.safetensors     only with optimizer.state: average
                                 model.safetensors.index.json     by the manager: which file holds which tensor
+    RUN/kept/owner-7/round-00003/blocks-1-4.packed      by whoever holds them; only with optimizer.state: keep, see
+                                                        `zmpsl.pool.spill`
 
 With `codec.checkpoints` the part files are packed states (`part-1.packed`, see `zmpsl.packed_state`): the same tensors,
 the same digests, fewer bytes. Whichever of the two is there is read.
@@ -70,6 +72,7 @@ class Record(Struct, kw_only=True, forbid_unknown_fields=True):
         fingerprint: Of the model's block list.
         committed: Digest of every role's state by round, oldest first.
         plan: Version of the last plan that may have been published.
+        kept: The last committed round in which each owner trained with `optimizer.state: keep`.
     """
 
     run: str
@@ -78,6 +81,7 @@ class Record(Struct, kw_only=True, forbid_unknown_fields=True):
     fingerprint: str
     committed: dict[int, dict[str, str]]
     plan: int = 0
+    kept: dict[int, int] = {}
 
     @property
     def last(self) -> int:

@@ -60,6 +60,7 @@ def predict(
     order: Sequence[str],
     batches: tuple[int, ...],
     hosts: Mapping[str, Sequence[str]] | None = None,
+    in_flight: int | None = None,
 ) -> Prediction:
     """Predicts a round.
 
@@ -69,13 +70,14 @@ def predict(
         order: Names of the nodes, in hop order.
         batches: Batches of each owner in one round, over all local epochs.
         hosts: Which roles share a machine: lists of node names, and of "owner" as often as owners are there.
+        in_flight: Most owners that train at a time; None for all.
 
     Raises:
         JobError: The split does not fit what was measured.
     """
     flow = pace(*_flow(measured, bounds, order, batches))
     chain, transfers, total = chain_of(measured, bounds, order), transfers_of(measured, bounds), sum(batches)
-    seconds = _play_s(measured, bounds, order, batches)
+    seconds = _play_s(measured, bounds, order, batches, in_flight)
     busy = {name: total * part.all_s for name, part in zip(order, chain.parts, strict=True)}
     work = _processor_s(measured, bounds, order, batches)
     for names in (hosts or {}).values():
@@ -129,13 +131,18 @@ def _average_s(measured: Measured, part_bytes: Sequence[float], order: Sequence[
     return max(max(each), math.fsum(each) / measured.owner.cores) if shared else max(each)
 
 
-def _play_s(measured: Measured, bounds: Sequence[int], order: Sequence[str], batches: tuple[int, ...]) -> float:
+def _play_s(
+    measured: Measured, bounds: Sequence[int], order: Sequence[str], batches: tuple[int, ...], in_flight: int | None
+) -> float:
     if importlib.util.find_spec("simpy") is None:
-        return pace(*_flow(measured, bounds, order, batches)).bound_s
+        flow = pace(*_flow(measured, bounds, order, batches))
+        alone = math.fsum(one * trip for one, trip in zip(batches, flow.round_trip_s, strict=True))
+        return max(flow.bound_s, alone / (in_flight or len(batches)))
     m = measured.micro_batches
 
     def play(each: tuple[int, ...]) -> float:
-        return simulate(*_flow(measured, bounds, order, each), micro_batches=m, backward_first=True).epoch_s
+        flow = _flow(measured, bounds, order, each)
+        return simulate(*flow, micro_batches=m, backward_first=True, in_flight=in_flight).epoch_s
 
     events = measured.job.owners * m * 4 * (len(order) + 2)
     most = max(2, min(MOST_PLAYED, MOST_EVENTS // max(1, events)))

@@ -121,7 +121,8 @@ class DataOwner(Member):
         check_model(plan, self.place)
         if self._data_of != plan.job:  # a plan that only follows a lost role changes nothing
             self.data, self._data_of = self._load_data(plan.job, self.index), plan.job
-        self.engine = OwnerEngine(plan, self.index, self._secret)
+        kept = self.keep_states(plan, [self.index], [0, plan.parts - 1])
+        self.engine = OwnerEngine(plan, self.index, self._secret, kept)
         self._tally = Tally()
         ends = {peer.name: peer.endpoint for peer in (plan.nodes[0], plan.nodes[-1], plan.aggregator)}
         yield Connect(plan, OWNER_SENDER, ends)
@@ -181,6 +182,11 @@ class DataOwner(Member):
             samples=done.samples,
             stats=stats,
         )
+
+    def committed(self, round_: int) -> None:
+        """Drops optimiser states nobody needs any more."""
+        if self._kept is not None:
+            self._kept.prune(round_)
 
     def known_mask(self, task: Task) -> KnownMask | None:
         """Gives the mask of part 0's output."""
@@ -252,6 +258,7 @@ class DataOwner(Member):
         # The state is not touched before the average of it comes back, so it may travel from where it lies.
         part = Task(Op.PART, version, self.index, self.round, count=done.samples, tensor=self.engine.flat)
         yield Send(AGGREGATOR, part)
+        self.engine.keep(self.round)
         yield Say(
             Trained(
                 plan=version,
