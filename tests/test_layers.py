@@ -24,7 +24,7 @@ LAYERS = [
     ["zmpsl.plan", "zmpsl.profiles"],
     ["zmpsl.codec_plain", "zmpsl.codec_planes", "zmpsl.codec_twins", "zmpsl.codec_kernels", "zmpsl.codec_rivals"],
     ["zmpsl.codecs", "zmpsl.state"],
-    ["zmpsl.packed_state"],
+    ["zmpsl.packed_state", "zmpsl.masking"],
     ["zmpsl.pool"],
     ["zmpsl.messages"],
     ["zmpsl.transport", *(f"zmpsl.transport.{name}" for name in PURE_TRANSPORT)],

@@ -70,6 +70,7 @@ class Record(Struct, kw_only=True, forbid_unknown_fields=True):
         fingerprint: Of the model's block list.
         committed: Digest of every role's state by round, oldest first.
         plan: Version of the last plan that may have been published.
+        owners: With `privacy.secure_average`, the owners of that plan.
     """
 
     run: str
@@ -78,6 +79,7 @@ class Record(Struct, kw_only=True, forbid_unknown_fields=True):
     fingerprint: str
     committed: dict[int, dict[str, str]]
     plan: int = 0
+    owners: tuple[int, ...] = ()
 
     @property
     def last(self) -> int:

@@ -11,13 +11,13 @@ from zmpsl.job.emulate import words
 from zmpsl.job.load import dump_job
 from zmpsl.job.schema import Job
 from zmpsl.messages import Describe, Described, Publish
-from zmpsl.plan import AGGREGATOR, Block, Plan, check_cuts, check_exposure, fingerprint, node_name, owner_name
+from zmpsl.plan import AGGREGATOR, Block, Peer, Plan, check_cuts, check_exposure, fingerprint, node_name, owner_name
 from zmpsl.roles.actions import Action, Tell
 from zmpsl.roles.admission import Places
 from zmpsl.roles.manager_state import Phase
 from zmpsl.roles.planning import CutPlanning
 from zmpsl.roles.recovering import Recovering
-from zmpsl.roles.roster import listed
+from zmpsl.roles.roster import NEW, listed
 
 __all__ = ["Publishing"]
 
@@ -83,6 +83,7 @@ class Publishing(Recovering):
         self._run = self._run or f"{job.name}-{time.strftime('%Y%m%d-%H%M%S')}"
         check_exposure(job, blocks, bounds)
         start, digests = self._resume_point(blocks)
+        self.recovery.seal.settle()
         joins = {seat.place: seat.join for seat in self.roster}
         places = Places(job, blocks, bounds, self._described_as.footprints, joins)
         self._training, self._evaluating = places.training, places.evaluating
@@ -97,7 +98,7 @@ class Publishing(Recovering):
             bounds=bounds,
             aggregator=self.roster.peer(AGGREGATOR),
             nodes=tuple(self.roster.peer(node_name(hop)) for hop in range(job.nodes)),
-            owners=tuple(self.roster.peer(owner_name(index)) for index in range(job.owners)),
+            owners=tuple(self._owner_peer(owner_name(index)) for index in range(job.owners)),
             start_round=start,
             digests=digests,
             stored=self.record.bounds if start and self.record is not None and self.record.bounds != bounds else (),
@@ -114,10 +115,15 @@ class Publishing(Recovering):
             self.board.notice(str(places))
         self.phase, self._since = Phase.BUILDING, None
         for seat in self.roster:
-            if not seat.standby:
+            if self.recovery.seal.keeps_out(seat.place):
+                seat.planned, seat.ready, seat.paused = False, False, NEW  # it waits for the next plan
+            elif not seat.standby:
                 seat.planned, seat.ready, seat.paused = True, False, 0
         for identity in self._everybody():
             yield Tell(identity, Publish(plan=plan))
+
+    def _owner_peer(self, place: str) -> Peer:
+        return Peer(place, "") if self.recovery.seal.keeps_out(place) else self.roster.peer(place)
 
     def _store(self, plan: Plan) -> None:
         """Notes in the record that this plan may be known to somebody from now on."""
@@ -126,6 +132,7 @@ class Publishing(Recovering):
                 run=plan.run, job=plan.job, bounds=plan.bounds, fingerprint=fingerprint(plan.blocks), committed={}
             )
         self.record.job, self.record.plan = plan.job, plan.version
+        self.record.owners = plan.active if plan.job.privacy.secure_average else ()
         if self.folder is not None:
             write_record(self.folder, self.record)
             write_text(self.folder / "job.yaml", dump_job(plan.job).encode())

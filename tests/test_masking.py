@@ -1,0 +1,470 @@
+"""Secure averaging: what one owner hands in tells nothing, the sum is exact, and lost owners change neither."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+import pytest
+import reference
+from helpers import TINY, differing, global_state, job
+from reference import Reference, State, train
+from test_privacy import tensors
+
+from zmpsl.checkpoint import load_state_dict
+from zmpsl.errors import JobError, PeerLostError, RemoteProtocolError, TrainingError
+from zmpsl.job import Job
+from zmpsl.launch.memory import MemoryRun
+from zmpsl.masking import MaskedAverage, Masker, masked_bytes
+from zmpsl.messages import Paused
+from zmpsl.plan import Block, Entry, Peer, Plan, owner_name
+from zmpsl.roles.manager import Manager
+from zmpsl.roles.seal import Seal
+from zmpsl.state import ends_layout
+from zmpsl.transport.task import Op
+
+x25519 = pytest.importorskip(
+    "cryptography.hazmat.primitives.asymmetric.x25519", reason="needs the package cryptography: zmpsl[secure]"
+)
+from faulty_run import FaultyRun  # noqa: E402
+from test_schedules import small  # noqa: E402
+
+ELEMENTS = 60_000
+SECURE = [*TINY, "owners=3", "privacy.secure_average=true", "model.name=small_nets:tiny_mlp"]
+
+
+@pytest.fixture
+def _seeded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Key pairs from a seed, so that what is said of the masks is said of the same ones each time."""
+    rng = np.random.default_rng(5)
+    make = x25519.X25519PrivateKey.from_private_bytes
+    monkeypatch.setattr(x25519.X25519PrivateKey, "generate", lambda: make(rng.bytes(32)))
+
+
+def plan(owners: int = 3, version: int = 1) -> Plan:
+    """Two blocks at the ends: floats of three kinds, and a counter."""
+    entries = (Entry("w", "float32", (ELEMENTS,), True), Entry("d", "float64", (3,), True))
+    block = Block("B", (*entries, Entry("h", "float16", (5,), True), Entry("n", "int64", (), False)))
+    return Plan(
+        version=version, run="r", job=job(*SECURE), blocks=(block, block, block), bounds=(0, 1, 2, 3),
+        aggregator=Peer("aggregator", "x"), nodes=(Peer("node-0", "x"),),
+        owners=tuple(Peer(owner_name(index), "x") for index in range(owners)),
+    )  # fmt: skip
+
+
+def agreed(of: Plan) -> list[Masker]:
+    maskers = [Masker(of, owner) for owner in of.active]
+    keys = {owner_name(owner): masker.public for owner, masker in zip(of.active, maskers, strict=True)}
+    for masker in maskers:
+        masker.agree(keys)
+    return maskers
+
+
+def states(of: Plan) -> list[np.ndarray[Any, np.dtype[np.uint8]]]:
+    rng = np.random.default_rng(1)
+    layout = ends_layout(of.blocks, of.bounds, of.job.optimizer)
+    found = []
+    for owner in of.active:
+        flat = np.zeros(layout.nbytes, np.uint8)
+        for name, view in layout.views(flat).items():
+            view[...] = owner + 7 if name.endswith("n") else rng.normal(0, 0.1, view.shape)
+        found.append(flat)
+    return found
+
+
+def fixed_mean(arrays: list[np.ndarray[Any, Any]], weights: list[int]) -> np.ndarray[Any, Any]:
+    """The documented average in whole numbers of any size; shares no code with what runs."""
+    first = arrays[0]
+    if first.dtype.kind != "f":
+        return first.copy()
+    sums = [0] * first.size
+    for array, weight in zip(arrays, weights, strict=True):
+        for index, value in enumerate(array.ravel().tolist()):
+            sums[index] += weight * round(value * 2**28)
+    means = [float(each) / sum(weights) / 2**28 for each in sums]
+    return np.array(means, np.float64).astype(first.dtype).reshape(first.shape)
+
+
+# -- masks -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("order", [[0, 1, 2, 3], [2, 0, 3, 1]])
+def test_the_sum_is_exact_in_any_order(order: list[int]):
+    of = plan(4)
+    layout = ends_layout(of.blocks, of.bounds, of.job.optimizer)
+    flats, weights, maskers = states(of), [3, 500, 64, 1], agreed(of)
+    average = MaskedAverage(layout)
+    for owner in order:
+        average.add(owner, maskers[owner].mask(flats[owner], weights[owner], 0), weights[owner])
+    got = np.zeros(layout.nbytes, np.uint8)
+    average.write_to(got)
+    views = [layout.views(flat) for flat in flats]
+    for name, view in layout.views(got).items():
+        expected = fixed_mean([each[name] for each in views], weights)
+        assert (view.dtype, view.tobytes()) == (expected.dtype, expected.tobytes()), name
+
+
+def looks_random(values: np.ndarray[Any, Any], plain: np.ndarray[Any, Any]) -> bool:
+    """Bytes are uniform (chi-squared), and neither halves nor signs go with the plain values (5 sigma)."""
+    counts = np.bincount(values.view(np.uint8), minlength=256)
+    mean = values.nbytes / 256
+    chi = float(((counts - mean) ** 2 / mean).sum())
+    limit = 5 / np.sqrt(values.size)
+    numbers = [(values >> shift).astype(np.uint32).astype(np.float64) for shift in (np.uint64(0), np.uint64(32))]
+    found = [abs(np.corrcoef(number, plain)[0, 1]) for number in numbers]
+    return abs(chi - 255) < 5 * np.sqrt(2 * 255) and max(found) < limit
+
+
+@pytest.mark.usefixtures("_seeded")
+def test_what_one_owner_hands_in_goes_with_nothing():
+    """Nor does what is left of the sum while one owner is missing, nor the difference of two rounds or plans."""
+    of = plan()
+    flats = states(of)
+    plain = flats[1][: 4 * ELEMENTS].view(np.float32).astype(np.float64)
+
+    def handed(version: int, round_: int, owners: tuple[int, ...] = (1,)) -> np.ndarray[Any, Any]:
+        maskers = agreed(plan(version=version))
+        return sum(maskers[each].mask(flats[each], 9, round_).view(np.uint64)[:ELEMENTS] for each in owners)  # type: ignore[return-value]
+
+    assert looks_random(handed(1, 0), plain)
+    assert looks_random(handed(1, 0, (0, 1)), plain)
+    assert looks_random(handed(1, 1) - handed(1, 0), plain)
+    assert looks_random(handed(2, 0) - handed(1, 0), plain)
+    masker = agreed(of)[1]
+    first, second = (masker.mask(flats[1], 9, round_).view(np.uint64)[:ELEMENTS] for round_ in (0, 1))
+    assert looks_random(second - first, plain)
+    # The test would see it: the sum of all three, and the plain values in fixed point.
+    assert not looks_random(handed(1, 0, (0, 1, 2)), plain)
+    assert not looks_random(np.rint(plain * 2**28).astype(np.int64).view(np.uint64), plain)
+
+
+def test_one_mask_is_used_once():
+    of = plan()
+    masker = agreed(of)[0]
+    masker.mask(states(of)[0], 1, 4)
+    for round_ in (4, 3):
+        with pytest.raises(TrainingError, match=f"owner-0 has handed in already, in round {round_}"):
+            masker.mask(states(of)[0], 1, round_)
+
+
+def test_without_keys_nothing_is_handed_in():
+    of = plan()
+    with pytest.raises(TrainingError, match="owner-1 has no keys of the other owners yet"):
+        Masker(of, 1).mask(states(of)[1], 1, 0)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda keys: keys.pop("owner-2"),
+        lambda keys: keys.update({"owner-3": bytes(32)}),
+        lambda keys: keys.update({"owner-0": bytes(32)}),
+        lambda keys: keys.update({"owner-2": bytes(32)}),
+        lambda keys: keys.update({"owner-2": b"short"}),
+    ],
+    ids=["too few", "too many", "another of ours", "of low order", "short"],
+)
+def test_keys_that_are_not_those_of_the_plan(change: Callable[[dict[str, bytes]], None]):
+    maskers = [Masker(plan(), owner) for owner in range(3)]
+    keys = {owner_name(owner): masker.public for owner, masker in enumerate(maskers)}
+    change(keys)
+    with pytest.raises(RemoteProtocolError, match="mask key"):
+        maskers[0].agree(keys)
+    with pytest.raises(TrainingError, match="has no keys"):
+        maskers[0].mask(states(plan())[0], 1, 0)
+
+
+def test_two_owners_are_too_few():
+    with pytest.raises(JobError, match="needs owners: 3 or more, not 2"):
+        job(*SECURE, "owners=2")
+    maskers = [Masker(plan(2), owner) for owner in range(2)]
+    with pytest.raises(RemoteProtocolError, match="3 or more"):
+        maskers[0].agree({owner_name(owner): masker.public for owner, masker in enumerate(maskers)})
+
+
+def test_settings_that_do_not_go_with_it():
+    with pytest.raises(JobError, match="too coarse for Adam"):
+        job(*SECURE, "optimizer.name=adam", "optimizer.state=average")
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -1024.5])
+def test_weights_that_are_out_of_range(value: float):
+    of = plan()
+    flat = states(of)[1]
+    flat.view(np.float32)[0] = value
+    with pytest.raises(TrainingError, match=r"owner-1: 0\.w has a value of .*takes up to 1024"):
+        agreed(of)[1].mask(flat, 1, 0)
+
+
+def test_largest_weights_and_counts_do_not_overflow():
+    of = plan()
+    layout = ends_layout(of.blocks, of.bounds, of.job.optimizer)
+    flats, most = states(of), (1 << 24) // 3
+    average = MaskedAverage(layout)
+    for owner, masker in enumerate(agreed(of)):
+        flats[owner].view(np.float32)[0] = -1024
+        average.add(owner, masker.mask(flats[owner], most, 0), most)
+    got = np.zeros(layout.nbytes, np.uint8)
+    average.write_to(got)
+    assert got.view(np.float32)[0] == -1024
+    with pytest.raises(TrainingError, match=f"owner-1 has processed {most + 1} samples"):
+        agreed(of)[1].mask(flats[1], most + 1, 0)
+
+
+def test_masks_that_do_not_cancel():
+    """An owner that hands in anything else ruins the average, and that is told."""
+    of = plan()
+    layout = ends_layout(of.blocks, of.bounds, of.job.optimizer)
+    average = MaskedAverage(layout)
+    average.add(0, agreed(of)[0].mask(states(of)[0], 1, 0), 1)
+    with pytest.raises(TrainingError, match="do not cancel"):
+        average.write_to(np.zeros(layout.nbytes, np.uint8))
+
+
+# -- runs --------------------------------------------------------------------------------------------------------------
+
+
+def expected(wanted: Job, bounds: tuple[int, ...], patch: pytest.MonkeyPatch, **who: Any) -> Reference:
+    """The oracle, with the owners' own parts averaged in fixed point."""
+    exact = reference.weighted_mean
+
+    def mean(each: Any, weights: Any) -> State:
+        found = exact(each, weights)
+        for name in found:
+            if "." in name and not bounds[1] <= int(name.split(".")[0]) < bounds[-2]:
+                found[name] = fixed_mean([state[name] for state in each], list(weights))
+        return found
+
+    with patch.context() as patched:
+        patched.setattr(reference, "weighted_mean", mean)
+        return train(wanted, **who)
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        [],
+        ["codec=lossless", "owners=4", "data.partition.kind=sizes", "data.partition.sizes=[2, 2.5, 2, 3]"],
+        ["model.name=small_nets:batch_norm_net", "cuts=[3, 4, 5]"],
+    ],
+    ids=["plain", "sizes-and-codecs", "batch-norm-in-the-first-part"],
+)
+def test_a_run_gives_the_reference_in_fixed_point(more: list[str], monkeypatch: pytest.MonkeyPatch):
+    run = MemoryRun(job(*SECURE, *more), seed=2)
+    run.run()
+    assert run.manager.plan is not None
+    wanted = expected(run.manager.plan.job, run.manager.plan.bounds, monkeypatch)
+    assert differing(global_state(run.members), wanted.states[-1]) == []
+
+
+@pytest.mark.parametrize("secure", [True, False])
+def test_the_aggregator_never_sees_an_owners_part(secure: bool, monkeypatch: pytest.MonkeyPatch):
+    """No piece of 16 bytes of it is in anything that travels to the aggregator; without masks all of them are."""
+    from zmpsl.roles.owner import DataOwner
+
+    seen: list[bytes] = []
+    close = DataOwner._close_round
+
+    def closing(self: DataOwner) -> Any:
+        flat = self.engine.flat
+        seen.append(flat.tobytes())
+        return close(self)
+
+    monkeypatch.setattr(DataOwner, "_close_round", closing)
+    run = MemoryRun(job(*SECURE, f"privacy.secure_average={str(secure).lower()}"), seed=1, capture=True)
+    run.run()
+    parts = [(header, data) for header, data in tensors(run.frames).values() if header.task.op is Op.PART]
+    assert len(parts) == 6
+    layout = ends_layout(run.manager.plan.blocks, run.manager.plan.bounds, run.manager.job.optimizer)  # type: ignore[union-attr]
+    assert {len(data) for _, data in parts} == {masked_bytes(layout) if secure else layout.nbytes}
+    text = b"\0\0".join(data for _, data in parts)
+    pieces = {flat[start : start + 16] for flat in seen for start in range(0, len(flat) - 15, 16)}
+    pieces = {piece for piece in pieces if len(set(piece)) > 8}
+    assert len(pieces) > 300
+    found = sum(piece in text for piece in pieces)
+    assert found == (0 if secure else len(pieces))
+
+
+# -- lost owners -------------------------------------------------------------------------------------------------------
+
+
+class HandedIn:
+    """Who handed in what: owners by round and plan, and which owners that plan had."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.by_round: dict[tuple[int, int], set[int]] = {}
+        self.owners: dict[int, tuple[int, ...]] = {}
+        mask = Masker.mask
+
+        def masking(masker: Masker, flat: Any, weight: int, round_: int) -> Any:
+            version = int(masker._named[1])
+            self.by_round.setdefault((round_, version), set()).add(masker._owner)
+            self.owners[version] = masker._owners
+            return mask(masker, flat, weight, round_)
+
+        monkeypatch.setattr(Masker, "mask", masking)
+
+    def known_sums(self, round_: int) -> set[tuple[int, ...]]:
+        """The sets of owners of which the aggregator may know the sum."""
+        return {
+            self.owners[version]
+            for (of, version), owners in self.by_round.items()
+            if of == round_ and owners == set(self.owners[version])
+        }
+
+
+def with_quorum(quorum: float, wait_s: float = 5, owners: int = 4) -> Job:
+    base = small(owners, 1)
+    return msgspec.structs.replace(
+        base,
+        recover=msgspec.structs.replace(base.recover, quorum=quorum, wait_s=wait_s),
+        privacy=msgspec.structs.replace(base.privacy, secure_average=True),
+    )
+
+
+class LosesAfter(FaultyRun):
+    """Loses an owner once so many others, and it, have handed in for the round."""
+
+    handed: HandedIn
+    others = 0
+
+    def _victim(self) -> Any:
+        found = super()._victim()
+        version = self.manager.plan.version if self.manager.plan is not None else 0
+        there = self.handed.by_round.get((self._loses_in, version), set())
+        return found if len(there) == 1 + self.others and int(self._loses[-1]) in there else None
+
+
+def check(run: FaultyRun, folder: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[tuple[int, ...], ...]:
+    took_part = tuple(run.commits[round_][2] for round_ in range(run.job.train.rounds))
+    bounds = run.commits[0][1]
+    wanted = expected(run.job, bounds, monkeypatch, active=took_part)
+    assert differing(load_state_dict(folder / "memory"), wanted.states[-1]) == [], run.fallen
+    return took_part
+
+
+@pytest.mark.parametrize("loses_in", [0, 1])
+def test_an_owner_lost_before_it_hands_in(loses_in: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    run = FaultyRun(with_quorum(0.6), 1, tmp_path, faults=0, loses="owner-1", loses_in=loses_in)
+    run.run()
+    assert check(run, tmp_path, monkeypatch) == ((0, 1, 2, 3),) * loses_in + ((0, 2, 3),) * (2 - loses_in)
+
+
+@pytest.mark.parametrize("others", [0, 2])
+def test_an_owner_lost_after_it_has_handed_in(others: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """While another has not: its masks stay on, so the round may be begun again without the lost one."""
+    handed = HandedIn(monkeypatch)
+    for seed in range(40):
+        folder = tmp_path / str(seed)
+        run = LosesAfter(with_quorum(0.6), seed, folder, faults=0, loses="owner-1", loses_in=1)
+        run.handed, run.others = handed, others
+        handed.by_round.clear()
+        run.run()
+        if run.fallen:
+            break
+    assert "owner-1 killed" in str(run.fallen)
+    assert check(run, folder, monkeypatch) == ((0, 1, 2, 3), (0, 2, 3))
+    assert handed.known_sums(1) == {(0, 2, 3)}
+
+
+def lost_at_the_end(folder: Path, handed: HandedIn, back_after: int) -> LosesAfter:
+    """A run in which the sum is known, an owner dies, and the round is not committed yet."""
+    run = LosesAfter(with_quorum(0.6, 30), 3, folder, faults=0, loses="owner-1", loses_in=1, back_after=back_after)
+    run.handed, run.others = handed, 3
+    return run
+
+
+def test_the_last_owner_lost_before_the_commit_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    handed = HandedIn(monkeypatch)
+    run = lost_at_the_end(tmp_path, handed, 50)
+    run.run()
+    assert run.fallen
+    assert check(run, tmp_path, monkeypatch) == ((0, 1, 2, 3), (0, 1, 2, 3))
+    assert handed.known_sums(1) == {(0, 1, 2, 3)}
+
+
+def test_the_last_owner_lost_for_good_ends_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Begun again without it, the difference of the two sums would be its part."""
+    handed = HandedIn(monkeypatch)
+    run = lost_at_the_end(tmp_path, handed, 0)
+    with pytest.raises(PeerLostError, match="owner-1 did not come back within 30 s"):
+        run.run()
+    assert handed.known_sums(1) == {(0, 1, 2, 3)}
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_no_round_has_two_sums(seed: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Whatever falls, and whoever is left out, comes back, or follows as manager."""
+    handed = HandedIn(monkeypatch)
+    run = FaultyRun(
+        with_quorum(0.6, 20.0), seed, tmp_path, faults=seed % 5, every=90, loses=f"owner-{seed % 4}",
+        loses_in=seed % 2, back_after=1 + seed * 997 % 6000,
+    )  # fmt: skip
+    run.run()
+    check(run, tmp_path, monkeypatch)
+    for round_ in range(run.job.train.rounds):
+        assert handed.known_sums(round_) == {run.commits[round_][2]}, run.fallen
+
+
+def test_a_resumed_run_begins_with_the_owners_it_had(tmp_path: Path):
+    """Of a round that was under way when all ended, nobody knows who had handed in."""
+    run = MemoryRun(job(*SECURE, "owners=4"), seed=2, runs=tmp_path)
+    run.run()
+    record = run.manager.record
+    assert record is not None
+    assert record.owners == (0, 1, 2, 3)
+    record.owners = (0, 2, 3)
+    manager = Manager(None, record.job, "again", record)
+    assert manager.recovery.seal.keeps_out("owner-1")
+    assert not manager.recovery.seal.keeps_out("owner-2")
+    assert not manager.recovery.may_leave_out(record.job, {"owner-2"})
+
+
+def test_a_stopped_run_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    first = MemoryRun(job(*SECURE, "train.rounds=1"), seed=2, runs=tmp_path)
+    first.run()
+    record = first.manager.record
+    assert record is not None
+    wanted = job(*SECURE, "train.rounds=3")
+    again = MemoryRun(wanted, seed=4, runs=tmp_path, resume=record)
+    again.run()
+    assert again.manager.plan is not None
+    bounds = again.manager.plan.bounds
+    assert differing(global_state(again.members), expected(wanted, bounds, monkeypatch).states[-1]) == []
+
+
+class TestSeal:
+    """Which owners a round is begun again with."""
+
+    def closed(self) -> Seal:
+        seal = Seal()
+        seal.close(plan(version=4))
+        return seal
+
+    def test_closed_it_takes_the_same_owners_only(self) -> None:
+        assert self.closed().keeps_out("owner-3")
+        assert not self.closed().keeps_out("owner-2")
+        assert not self.closed().keeps_out("node-0")
+        assert not Seal().keeps_out("owner-3")
+
+    @pytest.mark.parametrize(
+        ("place", "of", "handed_in", "opens"),
+        [
+            ("owner-1", 4, -1, True), ("owner-1", 4, 6, True), ("owner-1", 4, 7, False),
+            ("owner-1", 3, -1, False), ("owner-3", 4, -1, False), ("node-1", 4, -1, False),
+        ],
+    )  # fmt: skip
+    def test_an_owner_that_has_not_handed_in_opens_it(self, place: str, of: int, handed_in: int, opens: bool) -> None:
+        seal = self.closed()
+        seal.hear(place, Paused(plan=of, handed_in=handed_in), 7)
+        assert bool(seal.owners) is not opens
+
+    def test_settled_it_stays(self) -> None:
+        seal = self.closed()
+        seal.settle()
+        seal.hear("owner-1", Paused(plan=4), 7)
+        seal.close(plan(4, version=5))
+        assert seal.keeps_out("owner-3")
