@@ -44,43 +44,11 @@ from zmpsl.plan import Activation, Block, Footprint, Plan
 from zmpsl.profiles import Profile
 
 __all__ = [
-    "Accuse",
-    "Begin",
-    "Broken",
-    "Committed",
-    "Describe",
-    "Described",
-    "Evaluate",
-    "Evaluated",
-    "Finish",
-    "FromManager",
-    "Join",
-    "Leave",
-    "LinkStats",
-    "MaskKeys",
-    "Measure",
-    "Pause",
-    "Paused",
-    "Ping",
-    "Prepared",
-    "Probe",
-    "Probed",
-    "Profiled",
-    "Progress",
-    "Publish",
-    "Ready",
-    "Refused",
-    "Stats",
-    "Submit",
-    "ToManager",
-    "Trained",
-    "Trouble",
-    "Welcome",
-    "decode_from_manager",
-    "decode_to_manager",
-    "encode",
-    "PROTOCOL",
-]
+    "Accuse", "Begin", "Broken", "Committed", "Describe", "Described", "Evaluate", "Evaluated", "Finish",
+    "FromManager", "Join", "Leave", "LinkStats", "MaskKeys", "Measure", "Pause", "Paused", "Ping", "Prepared",
+    "Probe", "Probed", "Profiled", "Progress", "Publish", "Ready", "Refused", "Stats", "Submit", "ToManager",
+    "Trained", "Trouble", "Welcome", "decode_from_manager", "decode_to_manager", "encode", "PROTOCOL",
+]  # fmt: skip
 
 PROTOCOL = 1
 Text = Annotated[str, Meta(max_length=4000)]
