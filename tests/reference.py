@@ -76,11 +76,16 @@ def train(
     with torch.random.fork_rng(devices=[]):
         model = initial_model(job)
         memory = initial_memory(job, model)
+        own: dict[int, State] = {}  # by owner, where each keeps its own
         for round_ in range(job.train.rounds):
             here = [owner for owner in owners if not active or owner.number in active[round_]]
-            trained = [train_owner(job, model, memory, owner, round_) for owner in here]
+            trained = [train_owner(job, model, own.get(owner.number, memory), owner, round_) for owner in here]
             states, memories, samples, losses = zip(*trained, strict=True)
-            state, memory = weighted_mean(states, samples), weighted_mean(memories, samples)
+            state = weighted_mean(states, samples)
+            if job.optimizer.state == "keep":
+                own |= {owner.number: after for owner, after in zip(here, memories, strict=True)}
+            else:
+                memory = weighted_mean(memories, samples)
             model.load_state_dict({name: torch.from_numpy(array) for name, array in state.items()})  # copies
             result.states.append(state)
             result.accuracies.append(accuracy(model, owners, job.evaluate.batch_size))
@@ -136,8 +141,8 @@ def trained_parameters(model: nn.Module) -> list[nn.Parameter]:
 
 
 def initial_memory(job: Job, model: nn.Module) -> State:
-    """The optimiser's state before round 0, keys `parameter.name`: zeros; empty where it does not outlive a round."""
-    if job.optimizer.state == "reset" or (job.optimizer.name == "sgd" and not job.optimizer.momentum):
+    """The optimiser's state before round 0, keys `parameter.name`: zeros; empty where the optimiser begins as new."""
+    if job.optimizer.state != "average" or (job.optimizer.name == "sgd" and not job.optimizer.momentum):
         return {}
     memory: State = {}
     for i, parameter in enumerate(trained_parameters(model)):
@@ -196,7 +201,7 @@ def train_owner(
                     seed_torch(job.seed, "forward", *at, micro, i)
                     x = block(x)
                     if i == (job.first_cut or 1) - 1:
-                        x, extra = guarded(job, raw, x, key(job.seed, "noise", *at, micro))
+                        x, extra = guarded(job, raw, x, (*at, micro))
                 loss = nn.functional.cross_entropy(x.reshape(-1, x.shape[-1]), y.reshape(-1))
                 if len(y) < len(indices):
                     loss = loss * (len(y) / len(indices))
@@ -206,10 +211,14 @@ def train_owner(
             optimizer.zero_grad(set_to_none=True)
             samples += len(indices)
     kept = {f"{i}.{what}": tensor for i, p in enumerate(parameters) for what, tensor in optimizer.state[p].items()}
-    return arrays(model.state_dict()), arrays({name: kept[name] for name in memory}), samples, loss_sum
+    if job.optimizer.state != "keep":
+        kept = {name: kept[name] for name in memory}
+    return arrays(model.state_dict()), arrays(kept), samples, loss_sum
 
 
-def guarded(job: Job, raw: torch.Tensor, h: torch.Tensor, seed: int) -> tuple[torch.Tensor, torch.Tensor | None]:
+def guarded(
+    job: Job, raw: torch.Tensor, h: torch.Tensor, at: tuple[int, ...]
+) -> tuple[torch.Tensor, torch.Tensor | None]:
     """Smashed data as the job's privacy wants them: clipped per sample, likeness penalised, then noise on top."""
     of = job.privacy
     if of.clip_norm is not None:
@@ -217,7 +226,8 @@ def guarded(job: Job, raw: torch.Tensor, h: torch.Tensor, seed: int) -> tuple[to
         h = h * (of.clip_norm / norms).clamp(max=1).reshape(-1, *[1] * (h.ndim - 1))
     extra = of.nopeek * likeness(raw, h) if of.nopeek and len(h) > 1 else None
     if of.clip_norm is not None and of.noise:
-        h = h + of.noise * of.clip_norm * torch.randn(h.shape, generator=torch.Generator().manual_seed(seed))
+        generator = torch.Generator().manual_seed(key(job.seed, "noise", *at))
+        h = h + of.noise * of.clip_norm * torch.randn(h.shape, generator=generator)
     return h, extra
 
 

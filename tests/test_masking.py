@@ -173,9 +173,17 @@ def test_two_owners_are_too_few():
         maskers[0].agree({owner_name(owner): masker.public for owner, masker in enumerate(maskers)})
 
 
-def test_settings_that_do_not_go_with_it():
-    with pytest.raises(JobError, match="too coarse for Adam"):
-        job(*SECURE, "optimizer.name=adam", "optimizer.state=average")
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        (["optimizer.name=adam", "optimizer.state=average"], "too coarse for Adam"),
+        (["guard.update_norm=5"], "guard.update_norm"),
+        (["recover.round_s=60"], "recover.round_s must be null"),
+    ],
+)
+def test_settings_that_do_not_go_with_it(settings: list[str], says: str):
+    with pytest.raises(JobError, match=says):
+        job(*SECURE, *settings)
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -1024.5])

@@ -163,6 +163,12 @@ class TestPredict:
         long, short = (predict(one, self.BOUNDS, self.ORDER, (n, n)).round_s for n in (600, 60))
         assert long == pytest.approx(10 * short, rel=0.02)
 
+    def test_few_owners_at_a_time_do_not_fill_the_pipe(self) -> None:
+        one = measured("owners=12")
+        full, few, single = (predict(one, self.BOUNDS, self.ORDER, (4,) * 12, None, n).round_s for n in (None, 2, 1))
+        assert single == pytest.approx(12 * predict(measured("owners=1"), self.BOUNDS, self.ORDER, (4,)).round_s)
+        assert full < 0.9 * few < 0.9 * single
+
     def test_roles_on_one_machine_share_its_cores(self) -> None:
         one = measured("owners=12")
         alone = predict(one, self.BOUNDS, self.ORDER, (5,) * 12)

@@ -301,6 +301,15 @@ class TestAdmission:
         assert [len(admission.widen()) for _ in range(4)] == [3, 2, 0, 0]
         assert (admission.limit, admission.most, admission.waiting) == (12, 12, 7)
 
+    @pytest.mark.parametrize(
+        ("owners", "most", "limit"), [(30, 30, 15), (30, 14, 12), (13, 13, 13), (9, 9, 9), (36, 36, 12)]
+    )
+    def test_the_last_of_them_are_not_too_few(self, owners: int, most: int, limit: int) -> None:
+        """7.07 fill the chain, so 12 are enough: but of 30 owners, 6 would then be left for the end."""
+        admission = Admission([str(index) for index in range(owners)], most)
+        admission.aim(7.07)
+        assert admission.limit == limit
+
 
 class TestFilling:
     @pytest.mark.parametrize(("busy", "waits"), [(2.6, True), (2.9, False)])

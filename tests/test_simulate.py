@@ -75,6 +75,14 @@ class TestByHand:
         found = simulate(Chain((PartTime(1.0, 1.0),)), owners, EMPTY)
         assert (found.owner_finish_s, found.batches, found.epoch_s) == ((3.0, 8.0), 4, 8.0)
 
+    def test_only_so_many_owners_at_a_time(self) -> None:
+        one, owners = simulate(CHAIN, ALONE, TRANSFERS).epoch_s, replace(OWNERS, count=5)
+        assert simulate(CHAIN, owners, TRANSFERS, in_flight=1).epoch_s == pytest.approx(5 * one)
+        assert simulate(CHAIN, owners, TRANSFERS, in_flight=9) == simulate(CHAIN, owners, TRANSFERS)
+        pairs = simulate(CHAIN, owners, TRANSFERS, in_flight=2)
+        assert pairs.epoch_s > 2 * simulate(CHAIN, replace(OWNERS, count=2), TRANSFERS).epoch_s
+        assert pairs.owner_finish_s == tuple(sorted(pairs.owner_finish_s))
+
     def test_a_slow_owner_does_not_hold_up_the_others(self) -> None:
         uplinks = (NodeLink(10.0), NodeLink(0.1), NodeLink(10.0))
         owners = Owners(3, NOTHING, NOTHING, uplinks, FAST, batches=5)

@@ -82,9 +82,15 @@ def python_of(version: str) -> str:
     """The interpreter of that version, in ZMPSL_PYTHONS or in PATH."""
     named = [path for path in os.environ.get("ZMPSL_PYTHONS", "").split(":") if path]
     for path in [*named, shutil.which(f"python{version}"), sys.executable]:
-        if path and asked(path, "import sys; print('%d.%d' % sys.version_info[:2])").strip() == version:
+        if path and version_of(path) == version:
             return path
     pytest.skip(f"no Python {version}: python{version} is not in PATH, nor one named by $ZMPSL_PYTHONS")
+
+
+def version_of(python: str) -> str:
+    """3.12, say; nothing where it cannot run, such as a version manager's stand-in for a version that is not chosen."""
+    code = "import sys; print('%d.%d' % sys.version_info[:2])"
+    return subprocess.run([python, "-c", code], capture_output=True, text=True, timeout=60, check=False).stdout.strip()
 
 
 def asked(python: str, code: str, *arguments: str, **environment: str) -> str:

@@ -5,6 +5,8 @@
                                 part-1.safetensors      by compute node 0 ...
                                 part-1.optimizer.safetensors     only with optimizer.state: average
                                 model.safetensors.index.json     by the manager: which file holds which tensor
+    RUN/kept/owner-7/round-00003/blocks-1-4.packed      by whoever holds them; only with optimizer.state: keep, see
+                                                        `zmpsl.pool.spill`
 
 With `codec.checkpoints` the part files are packed states (`part-1.packed`, see `zmpsl.packed_state`): the same tensors,
 the same digests, fewer bytes. Whichever of the two is there is read.
@@ -71,6 +73,7 @@ class Record(Struct, kw_only=True, forbid_unknown_fields=True):
         committed: Digest of every role's state by round, oldest first.
         plan: Version of the last plan that may have been published.
         owners: With `privacy.secure_average`, the owners of that plan.
+        kept: The last committed round in which each owner trained with `optimizer.state: keep`.
     """
 
     run: str
@@ -80,6 +83,7 @@ class Record(Struct, kw_only=True, forbid_unknown_fields=True):
     committed: dict[int, dict[str, str]]
     plan: int = 0
     owners: tuple[int, ...] = ()
+    kept: dict[int, int] = {}
 
     @property
     def last(self) -> int:

@@ -41,6 +41,7 @@ from msgspec import Meta, Struct
 from zmpsl.errors import RemoteProtocolError
 from zmpsl.job.schema import Job
 from zmpsl.plan import Activation, Block, Footprint, Plan
+from zmpsl.pool.spill import SpillStats
 from zmpsl.profiles import Profile
 
 __all__ = [
@@ -50,7 +51,7 @@ __all__ = [
     "Trained", "Trouble", "Welcome", "decode_from_manager", "decode_to_manager", "encode", "PROTOCOL",
 ]  # fmt: skip
 
-PROTOCOL = 1
+PROTOCOL = 2
 Text = Annotated[str, Meta(max_length=4000)]
 Name = Annotated[str, Meta(max_length=64)]
 MaskKey = Annotated[bytes, Meta(max_length=32)]
@@ -102,6 +103,7 @@ class Stats(Struct, frozen=True, kw_only=True):
     received_bytes: int = 0
     rejected: int = 0
     links: dict[Name, LinkStats] = {}
+    spill: SpillStats = SpillStats()
 
 
 class Join(Message, frozen=True, kw_only=True, tag=True):

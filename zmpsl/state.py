@@ -85,7 +85,7 @@ class Layout:
 
 def optimizer_entries(optimizer: Optimizer) -> tuple[tuple[str, bool], ...]:
     """Gives the optimiser's tensors per parameter that are averaged: name, and whether it has the parameter's shape."""
-    if optimizer.state == "reset":
+    if optimizer.state != "average":
         return ()
     if optimizer.name == "adam":
         return (("step", False), ("exp_avg", True), ("exp_avg_sq", True))

@@ -12,9 +12,11 @@ from zmpsl.engine.footprint import probe
 from zmpsl.engine.recompute import RecomputingReplica
 from zmpsl.engine.replica import Part, Replica, aligned
 from zmpsl.errors import LocalProtocolError, RemoteProtocolError
+from zmpsl.norms import change_norm
 from zmpsl.plan import Plan
 from zmpsl.pool.account import part_memory
 from zmpsl.pool.pool import ReplicaPool
+from zmpsl.pool.spill import KeptStates
 from zmpsl.state import Average, digest, not_finite
 from zmpsl.transport.mask import KnownMask
 from zmpsl.transport.task import Op, Task
@@ -45,14 +47,16 @@ class ComputeEngine:
     Args:
         plan: The plan.
         part: Which part, 1 to P - 2.
+        kept: Where owners' optimiser states are kept from round to round; None where they are not.
 
     Raises:
         JobError: The plan leaves this node too little memory for one replica; nothing has been built then.
     """
 
-    def __init__(self, plan: Plan, part: int) -> None:
+    def __init__(self, plan: Plan, part: int, kept: KeptStates | None = None) -> None:
         self.plan = plan
         self.part = part
+        self._kept = kept
         self._owners = len(plan.active)
         self._kind = RecomputingReplica if plan.recompute and plan.recompute[part - 1] else Replica
         memory = part_memory(plan.job, plan.blocks, plan.bounds, plan.footprints, part)
@@ -128,6 +132,12 @@ class ComputeEngine:
         replica.own()
         return not_finite(self.base.layout, replica.flat)
 
+    def moved(self, owner: int) -> float:
+        """Gives the L2 norm of what an owner's round has changed in the parameters of this part."""
+        replica = self.pool.get(owner)
+        replica.own()
+        return change_norm(self.base.layout, replica.flat, self.base.flat)
+
     def update(self, owner: int) -> None:
         """Steps the optimiser of an owner's replica; after the batch's last micro-batch."""
         self.pool.get(owner).update()
@@ -150,6 +160,8 @@ class ComputeEngine:
             )
         replica.own()
         self.average.add(task.owner, replica.flat, task.count)
+        if self._kept is not None:
+            self._kept.store(task.owner, self.part, self.round, replica.kept())
         replica.rest()
         self.pool.fold(task.owner)
         self._closed.add(task.owner)
@@ -164,6 +176,8 @@ class ComputeEngine:
         replica = spare if spare is not None else self._kind(self.base, owner, aligned(self.base.layout.nbytes))
         replica.owner = owner
         replica.reset(self.round)
+        if self._kept is not None:
+            replica.go_on_from(self._kept.fetch(owner, self.part))
         return replica
 
     def _learn(self, task: Task) -> None:

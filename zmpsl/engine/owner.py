@@ -9,6 +9,7 @@ from zmpsl.engine.privacy import Shaping
 from zmpsl.engine.replica import Key, Part, Replica, aligned
 from zmpsl.errors import RemoteProtocolError, TrainingError
 from zmpsl.plan import Plan
+from zmpsl.pool.spill import KeptStates
 from zmpsl.state import Flat, ends_layout
 from zmpsl.transport.mask import KnownMask
 
@@ -27,10 +28,12 @@ class OwnerEngine:
         plan: The plan.
         owner: Index of the owner.
         secret: What the noise on smashed data follows from, where the job asks for noise.
+        kept: Where its optimiser states are kept from round to round; None where they are not.
     """
 
-    def __init__(self, plan: Plan, owner: int, secret: bytes = b"") -> None:
+    def __init__(self, plan: Plan, owner: int, secret: bytes = b"", kept: KeptStates | None = None) -> None:
         self.owner = owner
+        self._kept = kept
         privacy = plan.job.privacy
         self._shaping = Shaping(privacy, plan.job.seed, owner, secret) if privacy.shapes else None
         layout = ends_layout(plan.blocks, plan.bounds, plan.job.optimizer)
@@ -38,11 +41,21 @@ class OwnerEngine:
         self.flat = aligned(layout.nbytes)
         self._parts = [Part(plan, part, self.base, layout) for part in (0, plan.parts - 1)]
         self._first, self._last = (Replica(part, owner, self.flat) for part in self._parts)
+        self._replicas = {0: self._first, plan.parts - 1: self._last}
 
     def begin(self, round_: int) -> None:
         """Starts a round from the base weights."""
-        self._first.reset(round_)
-        self._last.reset(round_)
+        for part, replica in self._replicas.items():
+            replica.reset(round_)
+            if self._kept is not None:
+                replica.go_on_from(self._kept.fetch(self.owner, part))
+
+    def keep(self, round_: int) -> None:
+        """Ends a round: stores the optimiser states for the next one, and waits until they are on disk."""
+        if self._kept is not None:
+            for part, replica in self._replicas.items():
+                self._kept.store(self.owner, part, round_, replica.kept())
+            self._kept.end_round()
 
     def first_forward(self, inputs: Tensor, at: Key, samples: int) -> Tensor:
         """Runs part 0 on one micro-batch of a batch of so many samples; gives the smashed data as they are sent."""

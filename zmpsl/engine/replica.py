@@ -20,9 +20,10 @@ from torch import Tensor, nn
 
 from zmpsl.engine.build import build_blocks, keyed_generator
 from zmpsl.engine.relu import mask_of_output
-from zmpsl.errors import RemoteProtocolError, TrainingError
+from zmpsl.errors import CheckpointError, RemoteProtocolError, TrainingError
 from zmpsl.job.schema import Job, Optimizer
 from zmpsl.plan import Plan
+from zmpsl.pool.spill import Tensors
 from zmpsl.randomness import key
 from zmpsl.state import Flat, Layout, layout_of, optimizer_entries
 from zmpsl.transport.buffers import ALIGNMENT
@@ -31,6 +32,8 @@ from zmpsl.transport.mask import KnownMask
 __all__ = ["Part", "Replica", "Saved", "aligned", "learning_rate", "make_optimizer"]
 
 Key = tuple[int, int, int, int]  # round, local epoch, batch, micro-batch
+# What an optimiser keeps per parameter, and whether that has the parameter's shape.
+KEPT = {"sgd": {"momentum_buffer": True}, "adam": {"step": False, "exp_avg": True, "exp_avg_sq": True}}
 
 
 def aligned(nbytes: int) -> Flat:
@@ -149,6 +152,7 @@ class Replica:
         self._trained = {name for name, _ in self._parameters}
         self._saved: dict[Key, Saved] = {}
         self._shares = False
+        self._awaited: Callable[[], Tensors] | None = None
 
     def reset(self, round_: int) -> None:
         """Starts a round on the base's weights: learning rate set, optimiser state new or the base's."""
@@ -187,6 +191,7 @@ class Replica:
     def rest(self) -> None:
         """Frees all but the weights: activations, gradients, optimiser state."""
         self._saved.clear()
+        self._awaited = None
         if self._optimizer is not None:
             self._optimizer.state.clear()
             self._optimizer.zero_grad(set_to_none=True)
@@ -280,9 +285,46 @@ class Replica:
     def update(self) -> None:
         """One optimiser step with the gathered gradients."""
         self.own()
+        self._take()
         if self._optimizer is not None:
             self._optimizer.step()
             self._optimizer.zero_grad(set_to_none=True)
+
+    def go_on_from(self, kept: Callable[[], Tensors] | None) -> None:
+        """Has the optimiser go on from a kept state, which is waited for where it is needed; None for none."""
+        self._awaited = kept
+
+    def kept(self) -> Tensors:
+        """Gives the optimiser's state to be kept, by parameter and name; no copy, so it must rest from now on."""
+        self._take()
+        if self._optimizer is None:
+            return {}
+        return {
+            f"{name}@{extra}": value.detach().numpy()
+            for name, parameter in self._parameters
+            for extra, value in self._optimizer.state.get(parameter, {}).items()
+            if isinstance(value, Tensor)
+        }
+
+    def _take(self) -> None:
+        """Puts the kept state, if there is one, into the optimiser."""
+        if self._awaited is None:
+            return
+        tensors, self._awaited = self._awaited(), None
+        shapes = {name: (parameter, tuple(parameter.shape)) for name, parameter in self._parameters}
+        for key_, array in tensors.items():
+            name, _, extra = key_.partition("@")
+            parameter, shape = shapes.get(name, (None, ()))
+            known = KEPT[self.base.job.optimizer.name].get(extra)
+            if parameter is None or known is None or array.shape != (shape if known else ()):
+                raise CheckpointError(
+                    f"the kept optimiser state of owner {self.owner} has {key_} {array.dtype}{list(array.shape)}, which"
+                    f" {self.base.job.optimizer.name} has no use for in blocks {self.base.indices.start} to"
+                    f" {self.base.indices.stop - 1}: a run whose owners keep their states can only go on with the same"
+                    " optimiser"
+                )
+            if self._optimizer is not None:
+                self._optimizer.state[parameter][extra] = torch.from_numpy(array)
 
 
 def make_optimizer(settings: Optimizer, parameters: Sequence[nn.Parameter]) -> torch.optim.Optimizer | None:

@@ -280,6 +280,16 @@ def _check_secure_average(job: Job, source: str) -> None:
             f"{source}: privacy.secure_average rounds what is averaged to steps of 3.7e-9, too coarse for Adam's"
             " squared gradients; use optimizer.state: reset"
         )
+    if job.guard.update_norm is not None:
+        raise JobError(
+            f"{source}: privacy.secure_average hides from the aggregator what guard.update_norm would have it measure;"
+            " give one of the two"
+        )
+    if job.recover.round_s is not None:
+        raise JobError(
+            f"{source}: with privacy.secure_average a round that owners may have handed in cannot go on without one of"
+            " them, so recover.round_s must be null"
+        )
     if job.emulate.thin:
         raise JobError(f"{source}: privacy.secure_average needs owners and nodes that compute, not compute: none")
 
@@ -320,6 +330,12 @@ def check_job(job: Job, source: str) -> None:
     _check_classes(job, source)
     nodes = {name for name in known if name.startswith("node")}
     _check_names(source, "planning.node_memory", job.planning.node_memory, nodes)
+    _check_names(source, "planning.max_blocks or optional_nodes", job.planning.named_nodes, nodes)
+    if job.planning.optional_nodes and job.cuts != "auto":
+        raise JobError(
+            f"{source}: planning.optional_nodes: which nodes go without blocks is solved, so it goes with cuts: auto;"
+            f" here cuts are {job.cuts}"
+        )
     for link in job.codec.links:
         ends = link.split(">")
         if len(ends) != 2 or not set(ends) <= known:

@@ -20,6 +20,7 @@ from msgspec import Struct
 
 from zmpsl.errors import ZmpslError
 from zmpsl.observe.jsonl import follow_lines, mend, read_lines
+from zmpsl.pool.spill import SpillStats
 
 __all__ = [
     "CommitEvent", "EndEvent", "EvaluationEvent", "Event", "EventLog", "LinkTraffic", "NoticeEvent", "PlanEvent",
@@ -111,7 +112,8 @@ class RoundEvent(_Event, frozen=True, kw_only=True, tag="round"):
     """A round is over; `bytes` are those that all roles sent in it, `loss` is the mean over its samples.
 
     `predicted_s` is how long the planner expected its training and averaging to take, without storing;
-    `predicted_busy_s` how long it expected each compute node to train.
+    `predicted_busy_s` how long it expected each compute node to train. `spill` tells what keeping optimiser states
+    cost each role, where owners keep theirs.
     """
 
     round: int
@@ -124,6 +126,7 @@ class RoundEvent(_Event, frozen=True, kw_only=True, tag="round"):
     predicted_s: float | None = None
     predicted_busy_s: dict[str, float] = {}
     links: dict[str, LinkTraffic] = {}
+    spill: dict[str, SpillStats] = {}
 
 
 class EvaluationEvent(_Event, frozen=True, kw_only=True, tag="evaluation"):

@@ -59,6 +59,7 @@ def predict(
     order: Sequence[str],
     batches: tuple[int, ...],
     hosts: Mapping[str, Sequence[str]] | None = None,
+    in_flight: int | None = None,
 ) -> Prediction:
     """Predicts a round.
 
@@ -68,6 +69,7 @@ def predict(
         order: Names of the nodes, in hop order.
         batches: Batches of each owner in one round, over all local epochs.
         hosts: Which roles share a machine: lists of node names, and of "owner" as often as owners are there.
+        in_flight: Most owners that train at a time; None for all.
 
     Raises:
         JobError: The split does not fit what was measured.
@@ -76,7 +78,7 @@ def predict(
     owners = owners_of(measured, batches)
     flow = pace(chain, owners, transfers)
     total = sum(batches)
-    seconds = _play_s(measured, bounds, order, batches)
+    seconds = _play_s(measured, bounds, order, batches, in_flight)
     busy = {name: total * part.all_s for name, part in zip(order, chain.parts, strict=True)}
     work = _processor_s(measured, bounds, order, batches)
     for names in (hosts or {}).values():
@@ -122,22 +124,30 @@ def _average_s(measured: Measured, part_bytes: Sequence[float], order: Sequence[
     return max(max(each), math.fsum(each) / measured.owner.cores) if shared else max(each)
 
 
-def _play_s(measured: Measured, bounds: Sequence[int], order: Sequence[str], batches: tuple[int, ...]) -> float:
+def _play_s(
+    measured: Measured, bounds: Sequence[int], order: Sequence[str], batches: tuple[int, ...], in_flight: int | None
+) -> float:
     chain, transfers = chain_of(measured, bounds, order), transfers_of(measured, bounds)
     if importlib.util.find_spec("simpy") is None:
-        return pace(chain, owners_of(measured, batches), transfers).bound_s
+        flow = pace(chain, owners_of(measured, batches), transfers)
+        alone = math.fsum(one * trip for one, trip in zip(batches, flow.round_trip_s, strict=True))
+        return max(flow.bound_s, alone / (in_flight or len(batches)))
     m = measured.micro_batches
+
+    def play(each: tuple[int, ...]) -> float:
+        owners = owners_of(measured, each)
+        return simulate(
+            chain, owners, transfers, micro_batches=m, backward_first=True, in_flight=in_flight
+        ).epoch_s  # fmt: skip
+
     events = measured.job.owners * m * 4 * (len(order) + 2)
     most = max(2, min(MOST_PLAYED, MOST_EVENTS // max(1, events)))
     if max(batches) <= most:
-        return simulate(chain, owners_of(measured, batches), transfers, micro_batches=m, backward_first=True).epoch_s
+        return play(batches)
     # Two shorter rounds tell how much each further batch takes.
     share = [min(1.0, most / max(batches)), min(1.0, most / max(batches)) / 2]
     rounds = [tuple(max(1, round(part * one)) for one in batches) for part in share]
-    long, short = (
-        simulate(chain, owners_of(measured, each), transfers, micro_batches=m, backward_first=True).epoch_s
-        for each in rounds
-    )
+    long, short = (play(each) for each in rounds)
     more = sum(rounds[0]) - sum(rounds[1])
     return long + (sum(batches) - sum(rounds[0])) * (long - short) / more if more else long
 

@@ -50,8 +50,9 @@ class Simulated(Struct, frozen=True):
 
 
 def simulate(
-    chain: Chain, owners: Owners, transfers: Transfers, *, micro_batches: int = 1, backward_first: bool = False
-) -> Simulated:
+    chain: Chain, owners: Owners, transfers: Transfers, *, micro_batches: int = 1, backward_first: bool = False,
+    in_flight: int | None = None,
+) -> Simulated:  # fmt: skip
     """Plays one global epoch; the same input gives the same output, to the bit.
 
     Args:
@@ -60,6 +61,7 @@ def simulate(
         transfers: Bytes at each cut; `part_bytes` is not used.
         micro_batches: m; a piece takes 1/m of the batch's seconds and bytes, an update and a latency stay whole.
         backward_first: Whether nodes take waiting backward tasks before waiting forward tasks.
+        in_flight: Most owners that train at a time; the next one begins when one has finished. None for all.
 
     Raises:
         JobError: SimPy is not installed, chain and transfers do not fit, or `micro_batches` is below 1.
@@ -74,8 +76,16 @@ def simulate(
     env = simpy.Environment()
     path = _Path(env, chain, transfers, micro_batches, backward_first)
     drivers = [_Driver(env, path, owner, owners.local_epochs) for owner in owners.each()]
+    waiting = deque(drivers)
+
+    def begin() -> None:
+        if waiting:
+            waiting.popleft().next_batch()
+
     for driver in drivers:
-        driver.next_batch()
+        driver.follow = begin
+    for _ in range(in_flight or len(drivers)):
+        begin()
     env.run()
     epoch_s, batches = float(env.now), owners.local_epochs * sum(driver.owner.batches for driver in drivers)
     busy = tuple(node.busy_s / epoch_s if epoch_s else 0.0 for node in path.nodes)
@@ -194,11 +204,13 @@ class _Driver:
         self.turned = 0
         self.returned = 0
         self.finish_s = 0.0
+        self.follow: Then = _nothing
 
     def next_batch(self) -> None:
         """Starts the forward of M_1 for all micro-batches, or notes that the owner has finished."""
         if not self.left:
             self.finish_s = float(self.env.now)
+            self.follow()
             return
         self.left -= 1
         self.turned = self.returned = 0
@@ -243,4 +255,4 @@ def _later(env: simpy.Environment, seconds: float, call: Callable[[object], None
 
 
 def _nothing() -> None:
-    """What follows a piece that is not the batch's last."""
+    """What follows a piece that is not the batch's last, or an owner for whom nobody waits."""

@@ -1,6 +1,7 @@
 """What a part of the model costs a compute node: once for the part, and once more for every owner in flight.
 
-    fixed    base weights, running sum, gradients and scratch of the one batch that is being worked on
+    fixed    base weights, running sum, gradients and scratch of the one batch that is being worked on, optimiser state
+             of the one folded owner that is being written to disk, where owners keep theirs
     slot     an owner's weights, optimiser state, saved activations and messages under way, and as much again that the
              receive buffers keep for the next messages; with micro-batches its gradients too, for they outlive a task
              there
@@ -25,6 +26,8 @@ __all__ = ["PartMemory", "fitting", "part_memory"]
 
 # Receive buffers come in eight sizes per power of two.
 ROUNDING = 1.125
+# States are packed and unpacked in pieces of a MiB: one as it is and one packed, both ways at once.
+SPILL_CHUNKS = 4 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +50,7 @@ class PartMemory:
         evaluation_slot: Messages of one owner that evaluates.
         untrained: State that forward may change, such as running statistics.
         recompute: Activations are computed again before backward, instead of kept.
+        spill: Optimiser state of a folded owner that is being written, where owners keep theirs.
     """
 
     base: int
@@ -64,6 +68,7 @@ class PartMemory:
     evaluation_slot: int
     untrained: int = 0
     recompute: bool = False
+    spill: int = 0
 
     @property
     def activations(self) -> int:
@@ -85,7 +90,7 @@ class PartMemory:
     def fixed(self) -> int:
         """What the node needs however many owners are in flight."""
         gradients = self.trained if self.shared_gradients else 0
-        return self.base + self.accumulator + gradients + self.scratch
+        return self.base + self.accumulator + gradients + self.scratch + self.spill
 
     @property
     def scratch(self) -> int:
@@ -102,7 +107,7 @@ class PartMemory:
         """Gives the bytes for that many replicas: while they train, or while their average is stored."""
         training = self.fixed + owners * self.slot
         # The file is written from a copy. Replicas keep their weights' memory for the next round, and nothing else.
-        storing = self.base + self.accumulator + owners * self.base + self.base + self.kept(owners)
+        storing = self.base + self.accumulator + owners * self.base + self.base + self.kept(owners) + self.spill
         return max(training, storing)
 
     def need_evaluating(self, owners: int, replicas: int) -> int:
@@ -132,6 +137,7 @@ class PartMemory:
             ("activations", owners * self.activations),
             ("buffers", owners * self.buffers + self.kept(owners)),
             ("scratch", self.scratch),
+            *([("spill", self.spill)] if self.spill else []),
         ]
 
 
@@ -158,14 +164,14 @@ def part_memory(
     copies = 0 if job.optimizer.state == "average" else 2 if adam else 1 if job.optimizer.momentum else 0
     scratch = 3 if adam else 1
     ends = max(prints[0].inputs, prints[-1].outputs)
-    samples = -(-train.batch_size // train.micro_batches)
+    samples = -(-train.batch_size // train.pieces)
     tests = -(-job.evaluate.batch_size // samples) if job.evaluate.every else 0
-    window = train.micro_batches if train.schedule == "gpipe" else min(train.micro_batches, job.parts)
+    window = train.pieces if train.schedule == "gpipe" else min(train.pieces, job.parts)
     return PartMemory(
         base=layout.nbytes,
         accumulator=16 * elements + integers,
         trained=sum(trained),
-        shared_gradients=train.micro_batches == 1,
+        shared_gradients=train.pieces == 1,
         optimizer=copies * sum(trained),
         step=scratch * max(trained, default=0),
         work=_work(prints),
@@ -176,6 +182,7 @@ def part_memory(
         evaluation=tests * _work(prints),
         untrained=sum(s.nbytes for s in layout.segments if not s.trained and not s.is_optimizer),
         evaluation_slot=int(tests * (job.nodes + 1) * ends * ROUNDING),
+        spill=copies * sum(trained) + SPILL_CHUNKS if job.optimizer.keeps else 0,
     )
 
 

@@ -48,6 +48,11 @@ class Admission:
         """Owners that have not begun."""
         return len(self._next)
 
+    @property
+    def flying(self) -> frozenset[str]:
+        """Who has begun and is not done."""
+        return frozenset(self._flying)
+
     def start(self, round_: int) -> list[str]:
         """Starts a round; gives who begins. Who comes first turns with the rounds; results do not depend on it."""
         turn = round_ * self.limit % max(1, len(self.owners))
@@ -56,9 +61,15 @@ class Admission:
         return self._fill()
 
     def aim(self, to_fill: float) -> None:
-        """Begins with as many as fill the chain, and half as many again, for batches do not come evenly."""
+        """Begins with as many as fill the chain, and half as many again, for batches do not come evenly.
+
+        Owners that begin together also end together. So that the last of them are not too few to fill the chain, up to
+        half as many more begin, where the owners then come out even.
+        """
         if math.isfinite(to_fill):
-            self.limit = min(self.most, 1 + math.ceil(1.5 * to_fill))
+            least = min(self.most, 1 + math.ceil(1.5 * to_fill))
+            some = range(least, min(self.most, least + least // 2) + 1)
+            self.limit = min(some, key=lambda limit: -len(self.owners) % limit)
 
     def widen(self) -> list[str]:
         """Lets in half as many more, as far as they fit; gives who begins."""
@@ -126,7 +137,9 @@ def rooms_of(job: Job, joins: Mapping[str, Join]) -> tuple[int | None, ...]:
     rooms = []
     for hop in range(job.nodes):
         kind = job.emulate.node(hop)
-        known = [room_of(job.memory, limits[hop], hosts.count(hosts[hop])), None if kind is None else kind.memory_bytes]
+        known = [None if kind is None else kind.memory_bytes]
+        if kind is None or kind.compute != "none":  # who computes nothing holds no replica here, whatever it imitates
+            known.append(room_of(job.memory, limits[hop], hosts.count(hosts[hop])))
         rooms.append(min((int(room) for room in known if room is not None), default=None))
     return tuple(rooms)
 

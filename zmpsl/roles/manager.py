@@ -17,7 +17,8 @@ from collections.abc import Iterator
 from zmpsl.checkpoint import write_index, write_record
 from zmpsl.errors import JobError, JoinError, RemoteProtocolError, ZmpslError
 from zmpsl.job.load import check_job
-from zmpsl.job.schema import Job, Network
+from zmpsl.job.network import Network
+from zmpsl.job.schema import Job
 from zmpsl.messages import (
     Accuse,
     Begin,
@@ -77,6 +78,12 @@ class Manager(Publishing):
 
     def tick(self, now: float) -> Iterator[Action]:
         """Called now and then with the time in seconds: pings, and gives up what takes too long."""
+        try:
+            yield from self._tick(now)
+        except ZmpslError as error:  # such as a plan for the nodes that are left that cannot be
+            yield from self.finish(error.exit_code, str(error))
+
+    def _tick(self, now: float) -> Iterator[Action]:
         if now - self._pinged_at >= PING_EVERY_S and self.phase is not Phase.OVER:
             self._pinged_at = now
             self.board.tell_progress(self.phase.value, self.round)
@@ -84,6 +91,8 @@ class Manager(Publishing):
                 yield Tell(seat.identity, Ping())
             yield from self._fill_the_chain(now)
         yield from self._look_around(now)
+        if self.job is not None:
+            yield from self._keep_time(self.job, now)
         if self.job is None or self.phase not in (Phase.GATHERING, Phase.DESCRIBING, Phase.BUILDING, Phase.RECOVERING):
             return
         if self._since is None:
@@ -254,7 +263,8 @@ class Manager(Publishing):
             self.round = self.plan.start_round
             yield from self._share_keys(self.plan)
             cutting = self._cutting
-            self.board.expected = cutting.expect() if cutting and cutting.bounds == self.plan.bounds else None
+            known = cutting is not None and cutting.bounds == self.plan.bounds
+            self.board.expected = cutting.expect(self._training.limit) if cutting and known else None
             if self.recovery.unscored == self.round - 1:
                 self.round -= 1
                 yield from self._evaluate(self.plan)
@@ -316,6 +326,8 @@ class Manager(Publishing):
             raise RemoteProtocolError("a round cannot end before there is a plan")
         digests = dict(sorted(self._digests.items()))
         record.committed[self.round], record.bounds = digests, plan.bounds
+        if plan.job.optimizer.keeps:
+            record.kept = record.kept | dict.fromkeys(plan.active, self.round)
         for old in sorted(record.committed)[: -self.job.keep_checkpoints]:
             del record.committed[old]
         if self.folder is not None:

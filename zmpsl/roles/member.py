@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from zmpsl import __version__
-from zmpsl.errors import JoinError, RemoteProtocolError
+from zmpsl.errors import CheckpointError, JoinError, RemoteProtocolError
 from zmpsl.job.schema import Job
 from zmpsl.messages import (
     Begin,
@@ -29,6 +29,7 @@ from zmpsl.messages import (
     Measure,
     Pause,
     Paused,
+    Profiled,
     Progress,
     Publish,
     Refused,
@@ -37,6 +38,7 @@ from zmpsl.messages import (
 )
 from zmpsl.plan import AGGREGATOR, Activation, Plan
 from zmpsl.pool.budget import Limits
+from zmpsl.pool.spill import KeptStates, SpillStats
 from zmpsl.roles.actions import Action, Disconnect, Say, Stop
 from zmpsl.roles.meter import Meter
 from zmpsl.roles.pacing import pace_of
@@ -76,7 +78,8 @@ class Member:
     def __init__(self, runs: Path | None = None, place: str = "") -> None:
         self.place = place
         self.runs = runs
-        self.meter = Meter(lambda: self.traffic(), lambda: self.links())
+        self._kept: KeptStates | None = None
+        self.meter = Meter(lambda: self.traffic(), lambda: self.links(), self._spilled)
         self.plan: Plan | None = None
         self.round = 0
         self._told_at = 0.0
@@ -234,7 +237,7 @@ class Member:
 
     def measure(self, message: Measure) -> Iterator[Action]:
         """Profiles the blocks it could hold; one data owner and some compute nodes are asked."""
-        yield from ()
+        yield Say(Profiled(profile=None, text="a role of its kind measures nothing"))
 
     def agree(self, message: MaskKeys) -> None:
         """Learns the other owners' public keys; only owners are told."""
@@ -263,10 +266,30 @@ class Member:
 
     # -- shared -------------------------------------------------------------------------------------------------------
 
+    def keep_states(self, plan: Plan, owners: Iterable[int], parts: Iterable[int]) -> KeptStates | None:
+        """Opens the optimiser states that outlive a round, for a new plan; None where there are none.
+
+        Raises:
+            CheckpointError: There is no folder for them, or one that should be there is not.
+        """
+        if self._kept is not None:
+            self._kept.close()
+        self._kept = None
+        if not plan.job.optimizer.keeps:
+            return None
+        if self.folder is None:
+            raise CheckpointError(f"{self.place}: optimizer.state: keep needs a run folder to keep the states in")
+        self._kept = KeptStates(self.folder, plan, self.place)
+        self._kept.check(owners, parts)
+        return self._kept
+
     @property
     def folder(self) -> Path | None:
         """The run's folder on this host."""
         return None if self.runs is None or self.plan is None else self.runs / self.plan.run
+
+    def _spilled(self) -> SpillStats:
+        return SpillStats() if self._kept is None else self._kept.stats
 
     def _consent(self, job: Job) -> None:
         names = [job.model.name] if self.role == "compute" else [job.model.name, job.data.name]

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from zmpsl.messages import LinkStats, Stats
 from zmpsl.observe.timeline import Recorder
+from zmpsl.pool.spill import SpillStats
 from zmpsl.roles.pacing import Pace
 from zmpsl.transport.task import Task
 
@@ -23,6 +24,7 @@ class Meter:
     Args:
         traffic: Gives bytes sent, bytes received and messages rejected since the start.
         links: Gives what was sent on each kind of link since the start.
+        spilled: Gives what keeping optimiser states has cost since the plan.
 
     Attributes:
         pace: How long work shall take, where a device is imitated; None where it takes what it takes.
@@ -31,11 +33,16 @@ class Meter:
     """
 
     def __init__(
-        self, traffic: Callable[[], tuple[int, int, int]], links: Callable[[], dict[str, LinkStats]] = dict
+        self,
+        traffic: Callable[[], tuple[int, int, int]],
+        links: Callable[[], dict[str, LinkStats]] = dict,
+        spilled: Callable[[], SpillStats] = SpillStats,
     ) -> None:
         self._traffic = traffic
         self._links = links
         self._links_before: dict[str, LinkStats] = {}
+        self._spilled = spilled
+        self._spilled_before = SpillStats()
         self._recorder: Recorder | None = None
         self._seconds: dict[str, float] = {}
         self._tasks = 0
@@ -80,6 +87,7 @@ class Meter:
             sent_bytes=sent,
             received_bytes=received,
             rejected=rejected,
+            spill=self._spilled().plus(self._spilled_before, -1),
             links={
                 name: link.plus(self._links_before.get(name, LinkStats()), -1) for name, link in self._links().items()
             },
@@ -90,6 +98,7 @@ class Meter:
         self._seconds, self._tasks = {}, 0
         self._before = self._traffic()
         self._links_before = self._links()
+        self._spilled_before = self._spilled()
         self._since = time.perf_counter()
         if self._recorder is not None:
             self._recorder.flush()

@@ -124,7 +124,8 @@ class DataOwner(Member):
         check_model(plan, self.place)
         if self._data_of != plan.job:  # a plan that only follows a lost role changes nothing
             self.data, self._data_of = self._load_data(plan.job, self.index), plan.job
-        self.engine = OwnerEngine(plan, self.index, self._secret)
+        kept = self.keep_states(plan, [self.index], [0, plan.parts - 1])
+        self.engine = OwnerEngine(plan, self.index, self._secret, kept)
         self._masker = Masker(plan, self.index) if plan.job.privacy.secure_average else None
         self._tally = Tally()
         ends = {peer.name: peer.endpoint for peer in (plan.nodes[0], plan.nodes[-1], plan.aggregator)}
@@ -139,8 +140,7 @@ class DataOwner(Member):
 
     def handed_in(self, version: int) -> int:
         """Tells the last round for which the parts have left under that plan."""
-        plan, round_ = self._handed_in
-        return round_ if plan == version else -1
+        return self._handed_in[1] if self._handed_in[0] == version else -1
 
     def begin(self, round_: int) -> Iterator[Action]:
         """Trains a round as soon as its base weights are here."""
@@ -195,6 +195,11 @@ class DataOwner(Member):
             samples=done.samples,
             stats=stats,
         )
+
+    def committed(self, round_: int) -> None:
+        """Drops optimiser states nobody needs any more."""
+        if self._kept is not None:
+            self._kept.prune(round_)
 
     def known_mask(self, task: Task) -> KnownMask | None:
         """Gives the mask of part 0's output."""
@@ -262,14 +267,14 @@ class DataOwner(Member):
 
     def _close_round(self) -> Iterator[Action]:
         version, done = self._plan().version, self._tally
-        parts = self.engine.flat
-        if self._masker is not None:
-            parts = self._masker.mask(parts, done.samples, self.round)
+        flat, masker = self.engine.flat, self._masker
+        parts = flat if masker is None else masker.mask(flat, done.samples, self.round)
         self._handed_in = version, self.round
         yield Send(node_name(0), Task(Op.CLOSE, version, self.index, self.round, count=done.samples))
         # The state is not touched before the average of it comes back, so it may travel from where it lies.
         part = Task(Op.PART, version, self.index, self.round, count=done.samples, tensor=parts)
         yield Send(AGGREGATOR, part)
+        self.engine.keep(self.round)
         yield Say(
             Trained(
                 plan=version,
@@ -311,7 +316,7 @@ class DataOwner(Member):
 
     def _ready(self, plan: Plan) -> Action:
         batches = count_batches(self.data, plan.job, self.index)
-        key = self._masker.public if self._masker is not None else b""
+        key = b"" if self._masker is None else self._masker.public
         return Say(Ready(plan=plan.version, samples=len(self.data.train), batches=batches, key=key))
 
     # -- evaluation ---------------------------------------------------------------------------------------------------

@@ -5,9 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 
-from msgspec.structs import replace
-
 from zmpsl.errors import JobError, JoinError, PeerLostError
+from zmpsl.job.fewer import with_nodes
 from zmpsl.job.schema import Job
 from zmpsl.messages import Join, Pause, Ping, Refused, Welcome
 from zmpsl.plan import AGGREGATOR, check_cuts, node_name
@@ -75,6 +74,29 @@ class Recovering(ManagerState):
                 yield Tell(seat.identity, Refused(exit_code=PeerLostError.exit_code, text=f"{seat} {how}"))
                 yield from self._gone(seat, how)
 
+    def _keep_time(self, job: Job, now: float) -> Iterator[Action]:
+        """Leaves out owners that take too long to train a round, while there are enough others."""
+        limit = job.recover.round_s
+        if limit is None or self.phase is not Phase.TRAINING:
+            self._begun.clear()
+            return
+        self._begun = {place: self._begun.get(place, now) for place in self._training.flying}
+        late = frozenset(place for place, begun in self._begun.items() if now - begun > limit)
+        if not late:
+            return
+        how = f"{listed(late)} did not finish round {self.round + 1} within {limit:g} s (recover.round_s)"
+        if not self.recovery.may_leave_out(job, self.roster.missing(job) | late):
+            self._begun = dict.fromkeys(self._begun, now)
+            self.board.notice(
+                f"{how}; recover.quorum {job.recover.quorum:g} does not hold without, so it is waited for"
+            )
+            return
+        self._late = late
+        for seat in [seat for seat in self.roster if seat.place in late]:
+            yield Tell(seat.identity, Refused(exit_code=PeerLostError.exit_code, text=how))
+            self.roster.remove(seat.identity)
+        yield from self._recover(f"{how} and is left out (recover.quorum {job.recover.quorum:g})")
+
     def _look_at(self, peer: str, text: str) -> Iterator[Action]:
         """A link to a peer broke. Is the peer gone, or was it only the link?"""
         seat = self.roster.at(peer)
@@ -130,7 +152,7 @@ class Recovering(ManagerState):
         if self.phase is not Phase.RECOVERING or plan is None or job is None:
             return
         left_out = {peer.name for peer in plan.owners if not peer.endpoint}  # nobody waits for them any more
-        if self.roster.missing(job) - absent - left_out:
+        if self.roster.missing(job) - absent - left_out - self._late:
             return
         if all(seat.paused >= plan.version for seat in self.roster):
             yield from self._publish(plan.version + 1, plan.blocks, plan.bounds)
@@ -159,7 +181,7 @@ class Recovering(ManagerState):
             self._absent = frozenset(missing)
         else:
             nodes = self._nodes_left()
-            yield from self._renumber(self._with_nodes(job, len(nodes)), nodes)
+            yield from self._renumber(self._with_nodes(job, nodes), nodes)
         yield from self._maybe_describe()
 
     def _move(self, seat: Seat, place: str) -> Iterator[Action]:
@@ -194,23 +216,25 @@ class Recovering(ManagerState):
         """Cuts the model anew for the compute nodes that are left; their parts come from the checkpoint."""
         if self.plan is None:
             return
-        fewer = self._with_nodes(job, len(nodes))
+        fewer = self._with_nodes(job, nodes)
         yield from self._renumber(fewer, nodes)
         bounds = check_cuts(fewer, len(self.plan.blocks))
         if self._cutting is not None:
             try:
                 yield from self._cutting.again(fewer)
+                self.job = self._cutting.job
                 if self._cutting.text:
                     self.board.notice(self._cutting.text)
             except JobError as error:
                 self.board.notice(f"{error}; the cuts are even")
             bounds = self._cutting.bounds
         yield from self._publish(self.plan.version + 1, self.plan.blocks, bounds)
+        if self.folder is not None and self._cutting is not None:
+            self._cutting.keep(self.folder)
 
-    def _with_nodes(self, job: Job, nodes: int) -> Job:
-        self.board.notice(f"goes on with {nodes} of {job.nodes} compute nodes (recover.fewer_nodes)")
-        cuts = job.cuts if isinstance(job.cuts, str) else "even"
-        return replace(job, compute_nodes=nodes, multihop_level=None, cuts=cuts)
+    def _with_nodes(self, job: Job, nodes: list[Seat]) -> Job:
+        self.board.notice(f"goes on with {len(nodes)} of {job.nodes} compute nodes (recover.fewer_nodes)")
+        return with_nodes(job, [int(seat.place.removeprefix("node-")) for seat in nodes])
 
     def _renumber(self, job: Job, nodes: list[Seat]) -> Iterator[Action]:
         self.job = job

@@ -23,6 +23,7 @@ from zmpsl.observe.events import (
 )
 from zmpsl.plan import Plan
 from zmpsl.planner.predict import Prediction
+from zmpsl.pool.spill import SpillStats
 
 __all__ = ["Scoreboard"]
 
@@ -166,6 +167,7 @@ class Scoreboard:
                 predicted_s=self.expected.round_s + self.expected.average_s if self.expected is not None else None,
                 predicted_busy_s=self.expected.busy_s if self.expected is not None else {},
                 links=_links(self._finals),
+                spill={place: stats.spill for place, stats in self._finals.items() if stats.spill != SpillStats()},
             )
         )
         self._emit(CommitEvent(time=now, round=round_, digests=digests))
