@@ -221,9 +221,7 @@ def slow_links(paper: Paper) -> list[dict[str, Any]]:
 
 def relay(paper: Paper) -> list[dict[str, Any]]:
     """SplitNN over real sockets: one owner after the other, with one batch each."""
-    return [
-        paper.run(f"in turn: {fast} d1 + {30 - fast} d2", mix(fast, batches=1), 20, replicas=1) for fast in (30, 15, 0)
-    ]
+    return [paper.run(f"in turn: {fast} d1 + {30 - fast} d2", mix(fast, batches=1), 20, replicas=1) for fast in (30, 0)]
 
 
 def show_scale(runs: Sequence[dict[str, Any]]) -> str:
