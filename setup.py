@@ -40,6 +40,7 @@ setup(
         "pyzmq>=26.4",
         "PyYAML>=6",
         "safetensors>=0.5",
+        "xxhash>=3.4",
     ],
     extras_require={
         "train": ["torch>=2.4"],  # data owners and compute nodes

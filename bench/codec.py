@@ -28,7 +28,7 @@ from zmpsl.codecs import topk_of
 
 F32 = NDArray[np.float32]
 MANY_RIVALS = 16e6  # bytes from which on only a few settings are tried, as they take long
-ALPHAS = (0.05, 0.2, 0.5, 1.0)
+ALPHAS = (0.05, 0.2, 0.5, 0.99)
 HEAD = ("tensor", "codec", "ratio", "rel. error", "enc GB/s", "dec GB/s", "enc / memcpy", "dec / memcpy")
 
 

@@ -2,7 +2,7 @@
 
     python bench/hop.py [--sizes 64KiB,1MiB,16MiB,64MiB] [--repeats 5] [--peers raw,pyzmq,gloo,grpc] [--json FILE]
 
-`--peers raw,zmpsl-curve` shows what keys cost: the same hop, encrypted.
+`--peers raw,zmpsl-curve` shows what keys cost: the same hop, encrypted; `--peers raw,zmpsl-bare` what checksums cost.
 
 GB is 1e9 bytes. A stream is sized to take --seconds; each repetition measures all transports one after the other, in
 rotating order, so that noise hits all alike. The ratio to raw is the median of the ratios within each repetition.
@@ -208,7 +208,7 @@ def main(sizes: str, repeats: int, peers: str, seconds: float, codec: str, json_
     kinds = ["zmpsl", *filter(None, peers.split(","))]
     for kind in kinds:
         if kind not in KINDS or kinds.count(kind) > 1:
-            known = "raw, pyzmq, gloo, grpc and zmpsl-curve"
+            known = "raw, pyzmq, gloo, grpc, zmpsl-curve and zmpsl-bare"
             raise click.BadParameter(f"{kind!r} in --peers is not known or there twice; known are {known}")
     about = environment()
     try:

@@ -40,8 +40,15 @@ def _zmpsl_curve(receiver: bool, codec: str) -> End:
     return Zmpsl(receiver, codec, keys=True)
 
 
+def _zmpsl_bare(receiver: bool, codec: str) -> End:
+    from zmpsl_end import Zmpsl
+
+    return Zmpsl(receiver, codec, sealed=False)
+
+
 KINDS: dict[str, Callable[[bool, str], End]] = {
-    "zmpsl": _zmpsl, "zmpsl-curve": _zmpsl_curve, "raw": Raw, "pyzmq": Pyzmq, "gloo": Gloo, "grpc": Grpc,
+    "zmpsl": _zmpsl, "zmpsl-curve": _zmpsl_curve, "zmpsl-bare": _zmpsl_bare, "raw": Raw, "pyzmq": Pyzmq, "gloo": Gloo,
+    "grpc": Grpc,
 }  # fmt: skip
 
 

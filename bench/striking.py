@@ -12,7 +12,7 @@ import random
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
@@ -200,14 +200,15 @@ def drowsy(place: str, seconds: float) -> Blow:
     return Blow(strike, seconds)
 
 
-def flips(every_bytes: int, seconds: float) -> Blow:
-    """A bit of every so many bytes to any role is flipped on its way, for so long."""
+def flips(every_bytes: int, seconds: float, ways: Sequence[str] = ()) -> Blow:
+    """A bit of every so many bytes to any role, or on these ways, is flipped for so long."""
 
     def strike(field: Field) -> None:
-        for harm in field.site.harms.values():
+        harms = [field.site.harms[way] for way in ways or field.site.harms]
+        for harm in harms:
             harm.flip_every = every_bytes
         field.over.wait(seconds)
-        for harm in field.site.harms.values():
+        for harm in harms:
             harm.flip_every = 0
 
     return Blow(strike, seconds)

@@ -10,7 +10,7 @@ import zmq
 from peers import LOOPBACK, TIMEOUT_S, Tensor
 
 from zmpsl.codecs import by_name
-from zmpsl.job.schema import Network
+from zmpsl.job.network import Network
 from zmpsl.keys import Security
 from zmpsl.transport.allocator import keep_freed_memory
 from zmpsl.transport.curve import DATA, Gate, new_pair
@@ -29,10 +29,11 @@ class Zmpsl:
     """One side of a hop.
 
     The receiver uses a tensor up by letting go of it: its credit returns to the sender, its buffer to the pool.
-    With `keys`, links are protected, and the address has the public key behind it.
+    With `keys`, links are protected, and the address has the public key behind it; without, chunks are `sealed` by a
+    checksum unless told otherwise.
     """
 
-    def __init__(self, receiver: bool, codec: str, *, keys: bool = False) -> None:
+    def __init__(self, receiver: bool, codec: str, *, keys: bool = False, sealed: bool = True) -> None:
         network = Network()
         self._security = Security(key=new_pair("bench", "compute"), manager="0" * 64) if keys else Security()
         keep_freed_memory()  # as every role in a process of its own
@@ -43,7 +44,7 @@ class Zmpsl:
         if self._security.key is not None:
             self.address += f" {self._security.key.public}"
         packer = by_name(codec)
-        self._outbox = Outbox(int(receiver), lambda _task: packer, network.credit_bytes)
+        self._outbox = Outbox(int(receiver), lambda _task: packer, network.credit_bytes, sealed=sealed and not keys)
         self._poller = zmq.Poller()
         self._poller.register(self._inbox.socket, zmq.POLLIN)
         self._watched = False

@@ -52,6 +52,7 @@ typedef struct zc_isa {
 extern const zc_isa zc_portable;
 #if defined(__x86_64__)
 extern const zc_isa zc_avx2;
+extern const zc_isa zc_avx512;
 #elif defined(__aarch64__)
 extern const zc_isa zc_neon;
 #endif

@@ -8,7 +8,7 @@
 #define ZC_ISA_NAME "avx2"
 #define ZC_ISA_SYMBOL zc_avx2
 #include "kernels/compact_avx2.h"
-#include "kernels/wide_avx2.h"
+#include "kernels/blocks_avx2.h"
 #include "kernels/all.h"
 #if defined(__clang__)
 #pragma clang attribute pop

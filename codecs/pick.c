@@ -40,7 +40,14 @@ const zc_isa *zc_pick(const char *name)
     int any = name == NULL || name[0] == '\0';
     fill_shuffles();
 #if defined(__x86_64__)
-    __builtin_cpu_init();
+    __builtin_cpu_init(); /* asks the operating system, too, whether it keeps these registers */
+    if ((any || strcmp(name, "avx512") == 0) && __builtin_cpu_supports("avx512vbmi") &&
+        __builtin_cpu_supports("avx512vbmi2") &&
+        __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
+        __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx2") &&
+        __builtin_cpu_supports("bmi2") && __builtin_cpu_supports("lzcnt")) {
+        return &zc_avx512;
+    }
     if ((any || strcmp(name, "avx2") == 0) && __builtin_cpu_supports("avx2") && __builtin_cpu_supports("bmi2") &&
         __builtin_cpu_supports("lzcnt")) {
         return &zc_avx2;

@@ -32,7 +32,7 @@ def native(isa: str) -> Kernels | None:
     return gather(module)
 
 
-ALL = {"numpy": TWIN, **{isa: native(isa) for isa in ("portable", "avx2", "neon")}}
+ALL = {"numpy": TWIN, **{isa: native(isa) for isa in ("portable", "avx2", "avx512", "neon")}}
 NATIVE = [kernels for isa, kernels in ALL.items() if kernels is not None and isa != "numpy"]
 
 

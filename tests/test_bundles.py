@@ -26,7 +26,7 @@ def sealed(frame: bytes, at: int, code: str, value: int) -> bytes:
     """A frame with a field of its first header replaced and a checksum that fits."""
     data = bytearray(frame)
     struct.pack_into(f"<{code}", data, at, value)
-    struct.pack_into("<I", data, 140, crc32(data[:140]))
+    struct.pack_into("<I", data, 148, crc32(data[:148]))
     return bytes(data)
 
 
@@ -72,7 +72,7 @@ class TestSending:
         hop.outbox.push(task_of(5))
         hop.wire.room = 9
         hop.link.flush()
-        assert [sum(sizes) for sizes in hop.wire.sent] == [5 * 1144, 1144]
+        assert [sum(sizes) for sizes in hop.wire.sent] == [5 * 1152, 1152]
         assert same(hop.tasks(), [*sent, task_of(5)])
 
     def test_large_tensors_travel_by_themselves_and_keep_their_place(self) -> None:
@@ -179,7 +179,7 @@ class TestHostileFrames:
             "zeros behind": [GOOD + bytes(HEADER_BYTES)],
             "a header cut behind": [GOOD + GOOD[: HEADER_BYTES - 1]],
             "a chunk of another length": [GOOD[:HEADER_BYTES] + GOOD[HEADER_BYTES + 1 :]],
-            "a wrong checksum": [GOOD[: SECOND + 141] + b"\0" + GOOD[SECOND + 142 :]],
+            "a wrong checksum": [GOOD[: SECOND + 149] + b"\0" + GOOD[SECOND + 150 :]],
             "a wrong first header": [b"ZP" + GOOD[2:]],
             "a large chunk": [GOOD + frame_of(task_of(3, INLINE + 1))],
             "a large chunk first": [frame_of(task_of(3, INLINE + 1)) + GOOD],
@@ -232,7 +232,7 @@ class TestHostileFrames:
         frame = GOOD
         for at, value in changes:
             start = max(start for start in (0, SECOND, SECOND + HEADER_BYTES) if start <= at)
-            if resealed and 2 <= at - start < 140:
+            if resealed and 2 <= at - start < 148:
                 frame = frame[:start] + sealed(frame[start:], at - start, "B", value)
             else:
                 frame = frame[:at] + bytes([value]) + frame[at + 1 :]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -131,6 +132,35 @@ class TestAdvice:
         assert ways["multihop level 3"].epoch_s is None
         assert "bytes short" in ways["multihop level 3"].text
         assert ways["horizontal"].epoch_s is None or ways["horizontal"].epoch_s > 0
+
+    def test_no_node_sees_more_than_it_may_and_other_ways_say_so(self) -> None:
+        profile = read_profile(PROFILE)
+        two = {"node-0": profile, "node-1": profile}
+        found = advise(measured_of(job("planning.max_blocks={node-0: 1}"), profile, two), (24,) * 4)
+        (held,) = [part for part in found.parts if part.where == "node-0"]
+        assert held.stop - held.first == 1
+        ways = {way.name: way for way in found.alternatives}
+        for name in ("even", "horizontal", "multihop level 3"):
+            assert ways[name].epoch_s is None
+        assert "node-0 would see 2 blocks, but may see 1" in ways["even"].text
+        assert "node-0 would see 4 blocks, but may see 1" in ways["horizontal"].text
+
+    def test_ways_by_hand_say_which_limit_they_break(self) -> None:
+        profile = read_profile(PROFILE)
+        two = {"node-0": profile, "node-1": profile}
+        most = advise(measured_of(job("privacy.max_share=0.9"), profile, two), (24,) * 4)
+        ways = {way.name: way for way in most.alternatives}
+        assert re.search(r"node-\d would see .*% of the parameters, but may see 90.0%", ways["horizontal"].text)
+        tight = job("planning.node_memory={node-0: 11300000, node-1: 11300000}")
+        tightest = advise(measured_of(tight, profile, two), (24,) * 4)
+        ways = {way.name: way for way in tightest.alternatives}
+        assert "node-1 lacks" in ways["even"].text
+
+    def test_a_node_that_only_slows_the_chain_stays_unused(self) -> None:
+        profile = read_profile(PROFILE)
+        settings = job("compute_nodes=3", "planning.optional_nodes=true", "emulate.slow_down={node-1: 1000}")
+        found = advise(measured_of(settings, profile, {f"node-{hop}": profile for hop in range(3)}), (24,) * 4)
+        assert "node-1" not in [part.where for part in found.parts]
 
     def test_a_slow_link_is_paid_for(self) -> None:
         profile = read_profile(PROFILE)

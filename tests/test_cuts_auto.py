@@ -10,9 +10,10 @@ import msgspec
 import pytest
 from helpers import TINY, differing, global_state, job
 
-from zmpsl.checkpoint import read_record
+from zmpsl.checkpoint import load_state_dict, read_record
 from zmpsl.engine.build import summarise
 from zmpsl.errors import JobError, RemoteProtocolError
+from zmpsl.job.load import load_job
 from zmpsl.job.schema import Job
 from zmpsl.launch.memory import MemoryRun
 from zmpsl.messages import Join, Measure, Profiled, Welcome
@@ -165,6 +166,72 @@ def test_a_model_that_cannot_be_profiled_is_cut_evenly_and_says_why(who: str, mo
     (notice,) = [event for event in events if isinstance(event, NoticeEvent)]
     assert re.search(r"could not measure \(no such input\); the cuts are even", notice.text)
     assert next(event for event in events if isinstance(event, RoundEvent)).predicted_s is None
+
+
+def test_a_node_holds_no_more_blocks_than_it_may(tmp_path: Path) -> None:
+    settings = job(
+        *SMALL, "train.rounds=1", "planning.max_blocks={node-0: 1}", f"planning.profile={tmp_path / 'p.json'}"
+    )
+    write_profile(tmp_path / "p.json", profile(settings, [1, 1, 1, 1, 9, 1]))
+    run = MemoryRun(settings)
+    run.run()
+    assert run.manager.plan is not None
+    assert run.manager.plan.bounds == (0, 1, 2, 5, 6)
+
+
+@pytest.mark.parametrize(
+    ("limit", "message"),
+    [
+        ("planning.max_blocks=1", "node-0 would hold 2 blocks (1 to 2), more than planning.max_blocks 1"),
+        ("privacy.max_share=0.05", "more than privacy.max_share 5.0%"),
+    ],
+)
+def test_even_cuts_in_place_of_solved_ones_keep_the_limits_or_end_the_run(
+    limit: str, message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("zmpsl.roles.compute.profiled", lambda *_: Profiled(profile=None, text="no such input"))
+    with pytest.raises(JobError, match=re.escape(message) + ".*could not measure .no such input.; the cuts are even"):
+        MemoryRun(job(*SMALL, limit)).run()
+
+
+@pytest.mark.parametrize("slow", range(3))
+@pytest.mark.parametrize("optional", ["true", "[node-0, node-1, node-2]"])
+def test_a_node_that_would_slow_the_chain_stands_by(slow: int, optional: str, tmp_path: Path) -> None:
+    settings = [*TINY, "owners=2", "compute_nodes=3", "train.rounds=1", f"emulate.slow_down={{node-{slow}: 900}}"]
+    settings += [f"planning.optional_nodes={optional}", f"planning.profile={tmp_path / 'p.json'}"]
+    write_profile(tmp_path / "p.json", profile(job(*settings), [1, 1, 1, 1, 1, 1]))
+    run, events = MemoryRun(job(*settings), runs=tmp_path), []
+    run.manager.board.listeners.append(events.append)
+    run.run()
+    assert run.manager.plan is not None
+    assert run.manager.plan.bounds == (0, 1, 3, 5, 6)
+    assert {place for place in run.members if place.startswith(("node", "standby"))} == {
+        "node-0",
+        "node-1",
+        "standby-0",
+    }
+    assert any(
+        f"standing by (optional_nodes): node-{slow}" in event.text for event in events if isinstance(event, NoticeEvent)
+    )
+    left = load_job(tmp_path / "memory" / "job.yaml")
+    assert (left.nodes, left.emulate.slow_down) == (2, {})
+    even = MemoryRun(job(*SMALL, "train.rounds=1", "cuts=even"))
+    even.run()
+    assert differing(load_state_dict(tmp_path / "memory"), global_state(even.members)) == []
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (["planning.max_blocks={node-7: 2}"], "planning.max_blocks or optional_nodes: 'node-7' is not there"),
+        (["planning.max_blocks=0"], "planning.max_blocks"),
+        (["planning.optional_nodes=[node-9]"], "planning.max_blocks or optional_nodes: 'node-9' is not there"),
+        (["planning.optional_nodes=true", "cuts=even"], "goes with cuts: auto; here cuts are even"),
+    ],
+)
+def test_limits_of_nodes_that_are_not_there_are_refused(settings: list[str], message: str) -> None:
+    with pytest.raises(JobError, match=message):
+        job(*settings)
 
 
 @pytest.mark.parametrize("cuts", ["even", "[2, 3, 5]"])

@@ -106,7 +106,7 @@ def forged(header: bytes, at: int, code: str, value: int) -> bytes:
     """A header with one field replaced and a checksum that fits; offsets as in zmpsl.transport.wire."""
     data = bytearray(header)
     struct.pack_into(f"<{code}", data, at, value)
-    struct.pack_into("<I", data, 140, crc32(data[:140]))
+    struct.pack_into("<I", data, 148, crc32(data[:148]))
     return bytes(data)
 
 
@@ -133,14 +133,14 @@ def hostile_messages() -> list[Frames]:
     bare, _ = parts_of(task_for(tensor=None, plan=9))
     second = list(messages(task_for(tensor=np.zeros(2 * CHUNK, np.uint8)), NONE, 0))[1]
     foreign: list[dict[str, Any]] = [
-        {"plan": 2}, {"plan": 0}, {"owner": 2}, {"owner": 2**32 - 1}, {"round": 7}, {"sender": 0x7777},
+        {"plan": 999}, {"plan": 0}, {"owner": 2}, {"owner": 2**32 - 1}, {"round": 7}, {"sender": 0x7777},
         {"op": Op.PART, "sender": 3}, {"op": Op.CLOSE, "sender": 9}, {"op": Op.GLOBAL, "sender": 5},
         {"op": Op.BACKWARD, "sender": 77}, {"op": Op.EVALUATE, "sender": 88},
     ]  # fmt: skip
     return [
-        *([rng.randbytes(size)] for size in (0, 1, 143, 144, 145, 4096, 70_000, 100_000)),
-        [rng.randbytes(144), rng.randbytes(70_000)],
-        [b"zP" + rng.randbytes(142)],
+        *([rng.randbytes(size)] for size in (0, 1, 151, 152, 153, 4096, 70_000, 100_000)),
+        [rng.randbytes(152), rng.randbytes(70_000)],
+        [b"zP" + rng.randbytes(150)],
         *_broken(np.ones((2, 3), np.float32), rng),
         *_broken(np.ones((25, 1024), np.float32), rng),
         *(wire(*parts_of(task_for(**fields))) for fields in foreign),
@@ -162,7 +162,7 @@ def _broken(tensor: np.ndarray[Any, Any], rng: random.Random) -> Iterator[Frames
     yield wire(header[:-4] + bytes(4), chunk)
     yield wire(header[:-1], chunk)
     fields = [
-        (2, "B", 2), (3, "B", 99), (4, "B", 1), (4, "B", 9), (5, "B", 0), (6, "B", 9), (7, "B", 2), (30, "H", 0),
+        (2, "B", 1), (3, "B", 99), (4, "B", 1), (4, "B", 9), (5, "B", 0), (6, "B", 9), (7, "B", 4), (30, "H", 0),
         (52, "Q", 2**63), (60, "Q", CHUNK), (68, "I", 1), (72, "I", 1), (76, "Q", 2**62),
     ]  # fmt: skip
     yield from (wire(forged(header, *field), chunk) for field in fields)

@@ -57,7 +57,7 @@ def test_every_key_is_there_with_its_default(key: str, default: object) -> None:
 @pytest.mark.parametrize(
     ("key", "values"),
     [
-        ("train.micro_batches", "whole number, 1 or more, at most 65,535"),
+        ("train.micro_batches", "`auto`, or whole number, 1 or more, at most 65,535"),
         ("optimizer.momentum", "number, 0 or more, below 1"),
         ("optimizer.lr.initial", "number, above 0"),
         ("optimizer.name", "`adam` or `sgd`"),

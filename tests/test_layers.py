@@ -16,7 +16,8 @@ ROOT = Path(__file__).parents[1]
 
 # From the ground up. A module may import what stands below it or beside it in its own line, never what stands above.
 PURE_TRANSPORT = (
-    "address", "allocator", "mask", "task", "tcp_info", "wire", "buffers", "assembly", "choice", "packing", "outbox",
+    "address", "allocator", "mask", "task", "damage", "tcp_info", "wire", "buffers", "assembly", "choice", "packing",
+    "outbox",
 )  # fmt: skip
 LAYERS = [
     ["zmpsl", "zmpsl.errors", "zmpsl.randomness", "zmpsl.models"],
@@ -28,7 +29,7 @@ LAYERS = [
     ["zmpsl.pool"],
     ["zmpsl.messages"],
     ["zmpsl.transport", *(f"zmpsl.transport.{name}" for name in PURE_TRANSPORT)],
-    ["zmpsl.transport.curve"],
+    ["zmpsl.transport.curve", "zmpsl.norms"],
     [
         *("zmpsl.transport.link", "zmpsl.transport.control", "zmpsl.transport.shaping", "zmpsl.codec_trial"),
         "zmpsl.slow_link",

@@ -66,7 +66,7 @@ def sealed(header: bytes, at: int, code: str, *values: int) -> bytes:
     """A header with some fields replaced and a checksum that fits."""
     data = bytearray(header)
     struct.pack_into(f"<{code}", data, at, *values)
-    struct.pack_into("<I", data, 140, crc32(data[:140]))
+    struct.pack_into("<I", data, 148, crc32(data[:148]))
     return bytes(data)
 
 
@@ -176,7 +176,7 @@ GOLDEN_TASK = Task(
     np.zeros((3, 5), np.float16),
 )  # fmt: skip
 GOLDEN = bytes.fromhex(
-    "7a50 01 02 00 03 02 00"  # magic "zP", version, op, codec, dtype, dimensions, flags
+    "7a50 02 02 00 03 02 00"  # magic "zP", version, op, codec, dtype, dimensions, flags
     "04030201 14131211 24232221 34333231 44434241"  # plan, owner, round, epoch, batch
     "0201 0403 0605 0000"  # micro, micros, sender, zero
     "5857565554535251 6867666564636261"  # count, credit
@@ -184,7 +184,8 @@ GOLDEN = bytes.fromhex(
     "1e000000 1e000000"  # unpacked, packed
     "0300000000000000 0500000000000000"  # dimensions
     "0000000000000000 0000000000000000 0000000000000000 0000000000000000 0000000000000000 0000000000000000"
-    "7a8837dd"  # CRC-32
+    "0000000000000000"  # checksum of the chunk
+    "3f1cb32e"  # CRC-32
 )
 
 
@@ -195,8 +196,8 @@ class TestLayout:
         header = parse(GOLDEN, LIMIT)
         assert header == Header(bare(GOLDEN_TASK), 0, np.dtype("<f2"), (3, 5), 0x6162636465666768, 30, 0, 30, 30)
 
-    def test_a_header_has_144_bytes(self) -> None:
-        assert HEADER_BYTES == len(GOLDEN) == 144
+    def test_a_header_has_152_bytes(self) -> None:
+        assert HEADER_BYTES == len(GOLDEN) == 152
 
     def test_the_numbers_of_ops_dtypes_and_codecs_stand_still(self) -> None:
         names = ["FORWARD", "BACKWARD", "EVALUATE", "CLOSE", "PART", "GLOBAL", "CREDIT"]
@@ -209,27 +210,28 @@ class TestLayout:
 class TestHostileHeaders:
     def test_no_single_flipped_bit_gets_through(self) -> None:
         flipped = [
-            GOLDEN[:at] + bytes([GOLDEN[at] ^ 1 << bit]) + GOLDEN[at + 1 :] for at in range(144) for bit in range(8)
+            GOLDEN[:at] + bytes([GOLDEN[at] ^ 1 << bit]) + GOLDEN[at + 1 :] for at in range(152) for bit in range(8)
         ]
         assert [data.hex() for data in flipped if self.is_accepted(data)] == []
         assert self.is_accepted(GOLDEN)
 
-    @pytest.mark.parametrize("length", [0, 1, 139, 143, 145, 4096])
+    @pytest.mark.parametrize("length", [0, 1, 147, 151, 153, 4096])
     def test_any_other_length_is_refused(self, length: int) -> None:
-        with pytest.raises(RemoteProtocolError, match=f"a header has 144 bytes, this frame {length}"):
+        with pytest.raises(RemoteProtocolError, match=f"a header has 152 bytes, this frame {length}"):
             parse((GOLDEN * 30)[:length], LIMIT)
 
     @pytest.mark.parametrize(
         ("at", "code", "values", "why"),
         [
-            (0, "2s", (b"ZP",), "magic b'ZP' version 1, expected b'zP' version 1"),
-            (2, "B", (2,), "version 2, expected b'zP' version 1"),
+            (0, "2s", (b"ZP",), "magic b'ZP' version 2, expected b'zP' version 2"),
+            (2, "B", (1,), "version 1, expected b'zP' version 2"),
             (3, "B", (0,), "op 0"),
             (3, "B", (8,), "op 8"),
             (4, "B", (2,), "codec 2"),
             (5, "B", (10,), "dtype 10"),
             (6, "B", (9,), "ndim 9"),
-            (7, "B", (2,), "header with codec"),
+            (7, "B", (4,), "header with codec"),
+            (140, "Q", (7,), "checksum 0000000000000007 of a chunk that has none"),
             (7, "B", (1,), "FORWARD of float16 with a mask"),
             (4, "B", (4,), "FORWARD of float16 packed by bf16, which changes values"),
             (28, "HH", (0, 0), "micro 0 of 0"),

@@ -1,6 +1,6 @@
 """Face of the codec kernels: the C extension where it could be built, else the NumPy twins, with the same bytes.
 
-`ZMPSL_NO_EXT=1` takes the twins in any case; `ZMPSL_ISA=portable` (or `avx2`, `neon`) picks one set of C kernels.
+`ZMPSL_NO_EXT=1` takes the twins in any case; `ZMPSL_ISA=portable` (`avx2`, `avx512`, `neon`) picks a set of C kernels.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class Kernels:
     """One implementation of everything. All of it raises ValueError, and nothing else, for bytes that do not fit.
 
     Attributes:
-        isa: `numpy`, `portable`, `avx2` or `neon`.
+        isa: `numpy`, `portable`, `avx2`, `avx512` or `neon`.
         formats: By name.
         mean_square: Mean of the squares of float32 values; values that are not finite count as 0.
         mask_into: (source, destination): one bit per value, set where it is not 0, the first in the lowest bit.

@@ -9,7 +9,7 @@ import logging
 from collections.abc import Iterator, Mapping
 
 from zmpsl.errors import PeerLostError
-from zmpsl.job.schema import Recover
+from zmpsl.job.network import Recover
 from zmpsl.transport.link import Link
 
 __all__ = ["SHAKY_S", "LinkWatch"]

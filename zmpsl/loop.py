@@ -18,7 +18,7 @@ from typing import Any
 import zmq
 
 from zmpsl.errors import JoinError, NetworkError, PeerLostError, RemoteProtocolError, ZmpslError, error_for
-from zmpsl.job.schema import Network
+from zmpsl.job.network import Network
 from zmpsl.keys import LOOPBACK, Security
 from zmpsl.life import Life, State, complain
 from zmpsl.link_watch import SHAKY_S, LinkWatch
@@ -205,6 +205,7 @@ class Node(Life):
                 self._take(*received)
             except RemoteProtocolError as error:
                 complain(self.rejected, error)
+                self._perform(self._station.lost(error))
                 accused = self._border.blame(self._inbox.user)
                 if accused is not None:
                     text = f"{MAX_REJECTED} messages that nobody may send, the last one: {error}"

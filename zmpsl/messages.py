@@ -81,7 +81,7 @@ __all__ = [
     "PROTOCOL",
 ]
 
-PROTOCOL = 1
+PROTOCOL = 2
 Text = Annotated[str, Meta(max_length=4000)]
 Name = Annotated[str, Meta(max_length=64)]
 

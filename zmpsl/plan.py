@@ -183,7 +183,7 @@ def fingerprint(blocks: tuple[Block, ...]) -> str:
 
 def micro_samples(job: Job) -> int:
     """Gives the samples of a micro-batch, the larger ones where they differ by one."""
-    return -(-job.train.batch_size // min(job.train.micro_batches, job.train.batch_size))
+    return -(-job.train.batch_size // min(job.train.pieces, job.train.batch_size))
 
 
 def middle_blocks(job: Job, blocks: int) -> range:
@@ -238,7 +238,7 @@ def even_cuts(job: Job, blocks: int) -> tuple[int, ...]:
 
 
 def check_exposure(job: Job, blocks: Sequence[Block], bounds: Sequence[int]) -> None:
-    """Checks that no compute node holds more of the model than `privacy.max_share` allows.
+    """Checks that no compute node holds more of the model than `privacy.max_share` and `planning.max_blocks` allow.
 
     Raises:
         JobError: One does.
@@ -251,6 +251,12 @@ def check_exposure(job: Job, blocks: Sequence[Block], bounds: Sequence[int]) -> 
                 f"{node_name(hop)} would hold {held} of {everything} parameters ({held / everything:.1%}; blocks"
                 f" {start} to {stop - 1}), more than privacy.max_share {limit:.1%}; use cuts: auto, more compute"
                 " nodes, or other cuts"
+            )
+        most = job.planning.most_blocks(node_name(hop))
+        if most is not None and stop - start > most:
+            raise JobError(
+                f"{node_name(hop)} would hold {stop - start} blocks ({start} to {stop - 1}), more than"
+                f" planning.max_blocks {most}; use cuts: auto, more compute nodes, or other cuts"
             )
 
 

@@ -14,13 +14,14 @@ import msgspec
 from msgspec import Struct
 
 from zmpsl.errors import JobError
-from zmpsl.job.schema import Optimizer
+from zmpsl.job.schema import Job, Optimizer
 
 __all__ = [
     "BlockProfile",
     "Profile",
     "Timing",
     "check_profile",
+    "cut_profile",
     "optimizer_name",
     "read_profile",
     "require",
@@ -183,6 +184,36 @@ def require(
     if missing:
         numbers = ", ".join(map(str, missing[:8])) + (" and more" if len(missing) > 8 else "")
         raise JobError(f"{where}: the profile lacks block {numbers} of {profile.model}: profile these blocks too")
+
+
+def cut_profile(profile: Profile, job: Job, samples: int) -> Profile:
+    """Gives a profile of the job's whole batches as one of pieces of them; any other stays as it is.
+
+    Forward, backward and bytes are taken to grow with the samples; a task's fixed seconds and the update do not.
+
+    Args:
+        profile: The profile.
+        job: Its batch size counts.
+        samples: Of a piece.
+    """
+    whole = job.train.batch_size
+    if profile.batch_size != whole or samples == whole:
+        return profile
+
+    def part(time: Timing) -> Timing:
+        return Timing(*(value * samples / whole for value in (time.median_s, time.low_s, time.high_s)))
+
+    blocks = {
+        index: msgspec.structs.replace(
+            block,
+            forward=part(block.forward),
+            backward=part(block.backward),
+            saved_bytes=-(-block.saved_bytes * samples // whole),
+            output_bytes=-(-block.output_bytes * samples // whole),
+        )
+        for index, block in profile.blocks.items()
+    }
+    return msgspec.structs.replace(profile, batch_size=samples, blocks=blocks)
 
 
 def read_profile(path: Path) -> Profile:

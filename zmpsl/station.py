@@ -17,6 +17,7 @@ from zmpsl.messages import LinkStats
 from zmpsl.plan import AGGREGATOR, node_name, owner_name
 from zmpsl.roles.actions import Action, Connect, Send
 from zmpsl.roles.member import Member
+from zmpsl.transport.damage import DamagedError
 from zmpsl.transport.outbox import Outbox
 from zmpsl.transport.packing import Packer, Tally, Unpacker
 from zmpsl.transport.task import Op, Task
@@ -71,14 +72,16 @@ class Station:
 
     def connect(self, action: Connect) -> None:
         """Makes an outbox for every peer of the plan."""
-        job = action.plan.job
+        job, keys = action.plan.job, {peer.name: peer.public for peer in action.plan.peers}
         for name in action.peers:
             me = self.member.place
             packer = Packer(f"{me}>{name}", codec_for(job.codec, me, name))
             # Connected anew: what was counted before still counts, what was measured or left to make up does not.
             packer.tally = self._tallies.setdefault(name, packer.tally)
             self.packers[name] = packer
-            outbox = Outbox(action.sender, packer, job.network.credit_bytes)
+            authentic = bool(keys[name])  # CURVE lets no changed byte through
+            sealed = job.network.checksum == "always" or (job.network.checksum == "auto" and not authentic)
+            outbox = Outbox(action.sender, packer, job.network.credit_bytes, sealed=sealed)
             outbox.plan = action.plan.version
             self.outboxes[name] = outbox
 
@@ -136,6 +139,18 @@ class Station:
                 self._used_up(task)  # dropped is used up too: else its owner could never send again
             raise
         return granted
+
+    def lost(self, error: RemoteProtocolError) -> Iterator[Action]:
+        """Tells the manager of a message that was changed on the way, if anybody waits for it: the round begins again.
+
+        With keys nothing can be changed on the way; then it was sent like that, and whoever does it is blamed for it.
+        """
+        plan = self.member.plan
+        if not isinstance(error, DamagedError) or plan is None or error.task.plan != plan.version:
+            return
+        peer = next((peer for peer in plan.peers if peer.name == sender_of(error.task)), None)
+        if peer is not None and not peer.public and peer.name in self.outboxes and plan.takes_part(error.task.owner):
+            yield from self.member.broken(peer.name, f"{self.member.place} got damaged bytes: {peer.name}, {error}")
 
     def next_work(self) -> Iterator[Action] | None:
         """Gives the most urgent piece of work, None when there is nothing to do now."""

@@ -10,15 +10,15 @@ static size_t bitmap_encode(const uint8_t *src, size_t n, float step, uint8_t *d
 
 static void unpack_masked(const uint8_t *src, size_t count, const uint8_t *mask, size_t n, uint8_t *dst)
 {
-    uint32_t tile[ZC_TILE + 8];
+    uint32_t tile[ZC_TILE + ZC_BEYOND];
     size_t taken = 0;
     for (size_t base = 0; base < n; base += ZC_TILE) {
         size_t stop = zc_min(n - base, ZC_TILE);
         size_t here = zc_popcount(mask + base / 8, (stop + 7) / 8);
         const uint8_t *from = src + 4 * taken;
-        if (count - taken < here + 8) { /* wide loads would pass the end */
+        if (count - taken < here + ZC_BEYOND) { /* wide loads would pass the end */
             memcpy(tile, from, 4 * here);
-            memset(tile + here, 0, 32);
+            memset(tile + here, 0, 4 * ZC_BEYOND);
             from = (const uint8_t *)tile;
         }
         expand32((const u32u *)(const void *)from, mask + base / 8, stop / 8, (u32u *)(void *)(dst + 4 * base));
@@ -52,7 +52,7 @@ static int bitmap_decode(const uint8_t *src, size_t size, uint8_t *dst, size_t n
 
 static void mask_of(const uint8_t *src, size_t n, uint8_t *dst)
 {
-    uint32_t tile[ZC_TILE + 8];
+    uint32_t tile[ZC_TILE + ZC_BEYOND];
     for (size_t base = mask_wide(src, n, dst); base < n; base += ZC_TILE) {
         compact32((const u32u *)(const void *)(src + 4 * base), zc_min(n - base, ZC_TILE), dst + base / 8, tile);
     }
@@ -60,7 +60,7 @@ static void mask_of(const uint8_t *src, size_t n, uint8_t *dst)
 
 static void pack_masked(const uint8_t *src, const uint8_t *mask, size_t n, uint8_t *dst, size_t count)
 {
-    uint32_t tile[ZC_TILE + 8];
+    uint32_t tile[ZC_TILE + ZC_BEYOND];
     uint8_t *end = dst + 4 * count;
     for (size_t base = 0; base < n; base += ZC_TILE) {
         size_t groups = zc_min(n - base, ZC_TILE) / 8;

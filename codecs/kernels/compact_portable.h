@@ -40,7 +40,7 @@ static size_t compact8(const uint8_t *restrict src, size_t n, uint8_t *restrict 
     return count;
 }
 
-/* Packs the values whose bit is set in groups of 8; out has room for 8 values more than those. */
+/* Packs the values whose bit is set in groups of 8; out has room for ZC_BEYOND values more than those. */
 static size_t gather32(const u32u *restrict src, const uint8_t *restrict map, size_t groups, u32u *restrict out)
 {
     size_t count = 0;
@@ -55,7 +55,7 @@ static size_t gather32(const u32u *restrict src, const uint8_t *restrict map, si
 }
 
 /* Writes groups of 8 values, taking the next of `packed` where a bit is set and 0 elsewhere; gives the number taken.
- * `packed` can be read 8 values beyond them. */
+ * `packed` can be read ZC_BEYOND values beyond them. */
 static size_t expand32(const u32u *restrict packed, const uint8_t *restrict map, size_t groups, u32u *restrict dst)
 {
     size_t taken = 0;
@@ -70,7 +70,7 @@ static size_t expand32(const u32u *restrict packed, const uint8_t *restrict map,
     return taken;
 }
 
-/* The same for bytes. */
+/* The same for bytes; `packed` can be read ZC_BYTES_BEYOND bytes beyond them. */
 static size_t expand8(const uint8_t *restrict packed, const uint8_t *restrict map, size_t groups, uint8_t *restrict dst)
 {
     size_t taken = 0;

@@ -15,7 +15,7 @@
 enum { FLOATS_DENSE = 1, FLOATS_POSITIVE = 2 };
 
 typedef struct float_work {
-    uint32_t tile[ZC_TILE + 8];
+    uint32_t tile[ZC_TILE + ZC_BEYOND];
     uint32_t rounded[ZC_TILE];
     uint8_t exponents[ZC_BLOCK];
     uint8_t middle[ZC_BLOCK];
@@ -205,8 +205,8 @@ static int decode_block(reader *r, uint8_t *dst, size_t n, int half, float_work 
         size_t here = zc_popcount(map, (stop + 7) / 8);
         merge(work->exponents + at, planes.middle + at, low ? low + at : NULL, here, work->tile);
         at += here;
-        /* the tile can be read 8 values further, so nothing need be copied first */
-        unpack_masked((const uint8_t *)work->tile, here + 8, map, stop, dst + 4 * base);
+        /* the tile can be read ZC_BEYOND values further, so nothing need be copied first */
+        unpack_masked((const uint8_t *)work->tile, here + ZC_BEYOND, map, stop, dst + 4 * base);
     }
     return ZC_OK;
 }

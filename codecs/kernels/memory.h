@@ -18,6 +18,9 @@
 #define ZC_BLOCK 65536u
 /* Values that pass through the first-level cache at a time; a multiple of 32. */
 #define ZC_TILE 2048u
+/* Values, and bytes, that may be read or written beyond the packed ones. */
+#define ZC_BEYOND 16u
+#define ZC_BYTES_BEYOND 64u
 
 /* The compiler may vectorise through these, yet assumes neither alignment nor that nothing else points there. */
 typedef uint16_t u16u __attribute__((aligned(1), may_alias));

@@ -12,7 +12,7 @@ enum { QZ_ESCAPE = 0x80 };
 
 typedef struct qz_work {
     uint8_t tile[ZC_TILE + 8];
-    uint8_t codes[ZC_BLOCK + 8];
+    uint8_t codes[ZC_BLOCK + ZC_BYTES_BEYOND];
     uint8_t map[ZC_BLOCK / 8];
 } qz_work;
 

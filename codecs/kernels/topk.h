@@ -1,6 +1,7 @@
-/* topk: the largest values as bf16_huff, zeros for the others. The least magnitude to keep comes from a sample: groups of
- * 8 values at even distances, about ZC_SAMPLE in all; every value where there are fewer than twice as many. The distance
- * is an odd number of groups, or the sample would see the same pixels of every image. The magnitude is the largest multiple of 2^12, as bits of a float32, that keeps the wanted share of the sample. */
+/* topk: the largest values as bf16_huff, zeros for the others. The least magnitude to keep comes from a sample: groups
+ * of 8 values at even distances, about ZC_SAMPLE in all; every value where there are fewer than twice as many. The
+ * distance is an odd number of groups, or the sample would see the same pixels of every image. The magnitude is the
+ * largest multiple of 2^12, as bits of a float32, that keeps the wanted share of the sample. */
 #include "memory.h"
 
 enum { ZC_SAMPLE = 8192, COARSE = 2048 };

@@ -382,7 +382,10 @@ class FaultyRun(MemoryRun):
             patch("zmpsl.roles.publishing.dump_job", lambda _: "")
         )  # nobody reads it, and it takes long
         stack.enter_context(
-            patch("zmpsl.station.Outbox", lambda sender, pack, size: Outbox(sender, pack, self.credit_bytes or size))
+            patch(
+                "zmpsl.station.Outbox",
+                lambda sender, pack, size, sealed: Outbox(sender, pack, self.credit_bytes or size, sealed=sealed),
+            )
         )
         return stack
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from pathlib import Path
+from unittest.mock import patch
 
 import msgspec
 import pytest
@@ -14,7 +15,7 @@ from test_cuts_auto import profile
 from test_schedules import small
 
 from zmpsl.checkpoint import load_state_dict
-from zmpsl.errors import PeerLostError
+from zmpsl.errors import JobError, PeerLostError
 from zmpsl.job import Job
 from zmpsl.job.emulation import Emulate, NodeClass
 from zmpsl.job.fewer import with_nodes
@@ -111,6 +112,14 @@ def test_what_the_job_says_of_a_lost_node_goes_with_it_and_the_run_can_go_on(tmp
     assert differing(load_state_dict(tmp_path / "memory"), train(run.job).states[-1]) == []
 
 
+def test_the_nodes_left_hold_no_more_than_they_may(tmp_path: Path):
+    """One of two nodes is lost, and the other may not hold the whole middle: the run ends and says so."""
+    wanted = job(*TINY, "owners=2", "planning.max_blocks=2", "recover.fewer_nodes=true", "recover.wait_s=5")
+    run = FaultyRun(wanted, 2, tmp_path, 0, loses="node-0", loses_in=1)
+    with pytest.raises(JobError, match=r"node-0 would hold 4 blocks \(1 to 4\), more than planning.max_blocks 2"):
+        run.run()
+
+
 def test_owners_keep_their_blocks_when_listed_cuts_no_longer_fit(tmp_path: Path):
     wanted = job(*TINY, "owners=2", "cuts=[2, 3, 5]", "recover.fewer_nodes=true", "recover.wait_s=5")
     run = FaultyRun(wanted, 2, tmp_path, 0, loses="node-0", loses_in=1)
@@ -143,6 +152,50 @@ def test_a_role_that_hangs_counts_as_lost(tmp_path: Path):
         assert victim.drain(10)
         assert "has said nothing for 3 s" in str(victim.error)
         assert run.manager.stop()
+
+
+def lazy(run: FaultyRun, place: str) -> None:
+    """Makes an owner one that joins, beats and says how far it is, and never trains."""
+    member = next(each.station.member for each in run._places.values() if each.station.member.place == place)
+    member.wants_work = lambda: False  # type: ignore[method-assign]
+
+
+def with_deadline(quorum: float, **more: float) -> Job:
+    base = with_quorum(quorum)
+    return msgspec.structs.replace(base, recover=msgspec.structs.replace(base.recover, round_s=20, **more))
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_an_owner_that_never_trains_is_left_out_at_the_deadline(tmp_path: Path, seed: int):
+    run = FaultyRun(with_deadline(0.6), seed, tmp_path, faults=0)
+    lazy(run, "owner-1")
+    texts: list[str] = []
+    run.manager.board.listeners.append(
+        lambda event: texts.append(event.text) if isinstance(event, NoticeEvent) else None
+    )
+    with patch.object(run, "_come_back", lambda _name: None):
+        run.run()
+    assert differing(load_state_dict(tmp_path / "memory"), train(run.job, absent=[1]).states[-1]) == []
+    assert sum("owner-1 did not finish round 1 within 20 s (recover.round_s) and is left out" in text for text in texts)
+
+
+def test_below_the_quorum_an_owner_that_is_late_is_waited_for(tmp_path: Path):
+    run = FaultyRun(with_deadline(1.0), 1, tmp_path, faults=0)
+    lazy(run, "owner-1")
+    told: list[str] = []
+
+    def heard(event: object) -> None:
+        if isinstance(event, NoticeEvent) and "is waited for" in event.text:
+            told.append(event.text)
+            member = next(
+                each.station.member for each in run._places.values() if each.station.member.place == "owner-1"
+            )
+            vars(member).pop("wants_work", None)  # now it trains
+
+    run.manager.board.listeners.append(heard)
+    run.run()
+    assert "recover.quorum 1 does not hold without" in told[0]
+    assert differing(load_state_dict(tmp_path / "memory"), train(run.job).states[-1]) == []
 
 
 def test_an_owner_that_was_left_out_takes_part_again(tmp_path: Path):

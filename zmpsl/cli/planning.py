@@ -73,6 +73,7 @@ def plan(
         more = [f"compute_nodes={nodes}", "multihop_level=null"] if nodes is not None else []
         job = load_job(path, [*overrides, *more])
         measured = _measured(job, files)
+        decided, job = job.train.micro_batches == "auto", measured.job
         each = job.train.local_epochs * batches if batches is not None else 0
         counts = (each,) * job.owners if each else _batches(job)
         advice = advise(measured, counts, job.planning.solver)
@@ -80,6 +81,8 @@ def plan(
             _echo_json(advice)
         else:
             _show_plan(job, advice)
+            if decided:
+                click.echo(f"train.micro_batches: auto takes {job.train.micro_batches}")
 
 
 @click.command()
@@ -139,7 +142,8 @@ def _sample(job: Job, shape: str | None, from_data: bool) -> tuple[tuple[int, ..
 
 def _measured(job: Job, files: Sequence[Path]) -> Any:
     from zmpsl.errors import JobError
-    from zmpsl.profiles import read_profile
+    from zmpsl.plan import micro_samples
+    from zmpsl.profiles import cut_profile, read_profile
     from zmpsl.roles.planning import measured_of
 
     found = [read_profile(file) for file in files]
@@ -151,8 +155,27 @@ def _measured(job: Job, files: Sequence[Path]) -> Any:
             f"{len(found)} profiles for the owners and {job.nodes} compute nodes: give one for all, or {job.nodes + 1},"
             " the owners' first"
         )
+    found = [cut_profile(one, job, micro_samples(job)) for one in found]
     nodes = found[1:] or [found[0]] * job.nodes
-    return measured_of(job, found[0], {f"node-{hop}": one for hop, one in enumerate(nodes)})
+    return _in_pieces(job, measured_of(job, found[0], {f"node-{hop}": one for hop, one in enumerate(nodes)}))
+
+
+def _in_pieces(job: Job, measured: Any) -> Any:
+    """Cuts batches into as many pieces as are best, where the job leaves that open and the model allows it."""
+    from zmpsl.engine.build import summarise
+    from zmpsl.planner.advice import bounds_of
+    from zmpsl.planner.measured import problem_of
+    from zmpsl.planner.pieces import choose, in_pieces, mixes_samples
+    from zmpsl.planner.solver import solve
+
+    if job.train.micro_batches != "auto":
+        return measured
+
+    def split(one: Any) -> tuple[tuple[int, ...], list[str]]:
+        solution = solve(problem_of(one), job.planning.solver)
+        return bounds_of(one, solution), [piece.node for piece in solution.pieces]
+
+    return in_pieces(measured, 1 if mixes_samples(summarise(job.model)) else choose(measured, split))
 
 
 def _batches(job: Job) -> tuple[int, ...]:

@@ -105,5 +105,5 @@ def training_batches(data: OwnerData, job: Job, owner: int, round_: int) -> Iter
             wild = job.data.augment != "none"
             rng = generator(job.seed, "augment", owner, round_, epoch, number) if wild else None
             inputs, targets = (torch.from_numpy(array) for array in data.train.batch(indices, rng))
-            pieces = min(job.train.micro_batches, len(indices))
+            pieces = min(job.train.pieces, len(indices))
             yield Batch(epoch, number, torch.tensor_split(inputs, pieces), torch.tensor_split(targets, pieces))

@@ -12,6 +12,7 @@ from zmpsl.engine.footprint import probe
 from zmpsl.engine.recompute import RecomputingReplica
 from zmpsl.engine.replica import Part, Replica, aligned
 from zmpsl.errors import LocalProtocolError, RemoteProtocolError
+from zmpsl.norms import change_norm
 from zmpsl.plan import Plan
 from zmpsl.pool.account import part_memory
 from zmpsl.pool.pool import ReplicaPool
@@ -130,6 +131,12 @@ class ComputeEngine:
         replica = self.pool.get(owner)
         replica.own()
         return not_finite(self.base.layout, replica.flat)
+
+    def moved(self, owner: int) -> float:
+        """Gives the L2 norm of what an owner's round has changed in the parameters of this part."""
+        replica = self.pool.get(owner)
+        replica.own()
+        return change_norm(self.base.layout, replica.flat, self.base.flat)
 
     def update(self, owner: int) -> None:
         """Steps the optimiser of an owner's replica; after the batch's last micro-batch."""

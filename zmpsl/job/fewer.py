@@ -18,7 +18,7 @@ Value = TypeVar("Value")
 def with_nodes(job: Job, kept: Sequence[int]) -> Job:
     """Gives the job for a chain of these nodes.
 
-    Budgets and imitated devices stay with the node they were given to; codecs of links stay where both ends do. Cuts
+    Limits and imitated devices stay with the node they were given to; codecs of links stay where both ends do. Cuts
     that were listed are even now, and the owners keep the blocks they had.
 
     Args:
@@ -33,6 +33,7 @@ def with_nodes(job: Job, kept: Sequence[int]) -> Job:
         if not gone & set(ends):
             links[">".join(places.get(end, end) for end in ends)] = codec
     emulate, planning = job.emulate, job.planning
+    blocks, optional = planning.max_blocks, planning.optional_nodes
     job = replace(
         job,
         compute_nodes=len(kept),
@@ -41,7 +42,14 @@ def with_nodes(job: Job, kept: Sequence[int]) -> Job:
         emulate=replace(
             emulate, slow_down=_moved(emulate.slow_down, places, gone), nodes=_classes(emulate.nodes, kept)
         ),
-        planning=replace(planning, node_memory=_moved(planning.node_memory, places, gone)),
+        planning=replace(
+            planning,
+            node_memory=_moved(planning.node_memory, places, gone),
+            max_blocks=_moved(blocks, places, gone) if isinstance(blocks, dict) else blocks,
+            optional_nodes=[places[name] for name in optional if name in places]
+            if isinstance(optional, list)
+            else optional,
+        ),
     )
     if isinstance(job.cuts, str):
         return job

@@ -302,6 +302,12 @@ def check_job(job: Job, source: str) -> None:
     _check_classes(job, source)
     nodes = {name for name in known if name.startswith("node")}
     _check_names(source, "planning.node_memory", job.planning.node_memory, nodes)
+    _check_names(source, "planning.max_blocks or optional_nodes", job.planning.named_nodes, nodes)
+    if job.planning.optional_nodes and job.cuts != "auto":
+        raise JobError(
+            f"{source}: planning.optional_nodes: which nodes go without blocks is solved, so it goes with cuts: auto;"
+            f" here cuts are {job.cuts}"
+        )
     for link in job.codec.links:
         ends = link.split(">")
         if len(ends) != 2 or not set(ends) <= known:

@@ -7,12 +7,15 @@ from typing import Annotated, Any, Literal
 from msgspec import Meta, field
 
 from zmpsl.job.emulation import Emulate
+from zmpsl.job.guard import Guard
+from zmpsl.job.network import Network, Recover
+from zmpsl.job.planning import Planning
 from zmpsl.job.privacy import Privacy
 from zmpsl.job.settings import Settings
 
 __all__ = [
-    "MEMORY_PATTERN", "Codec", "Data", "Emulate", "Evaluate", "Job", "LearningRate", "Model", "Network", "Optimizer",
-    "Partition", "Planning", "Privacy", "Recover", "Train",
+    "MEMORY_PATTERN", "Codec", "Data", "Emulate", "Evaluate", "Guard", "Job", "LearningRate", "Model", "Network",
+    "Optimizer", "Partition", "Planning", "Privacy", "Recover", "Train",
 ]  # fmt: skip
 
 # The plan travels with every message as 32-bit numbers and owner lists; these limits keep it so.
@@ -21,7 +24,6 @@ MAX_NODES = 255
 
 Count = Annotated[int, Meta(ge=1)]
 Seconds = Annotated[float, Meta(gt=0)]
-Share = Annotated[float, Meta(ge=0, le=1)]
 # zmpsl.pool.budget reads it.
 MEMORY_PATTERN = r"^[0-9]+([.][0-9]+)? ?(%|B|kB|KiB|MB|MiB|GB|GiB|TB|TiB)$"
 
@@ -97,8 +99,13 @@ class Train(Settings, frozen=True, forbid_unknown_fields=True, kw_only=True):
     local_epochs: Annotated[Count, Meta(description="passes over an owner's data in one round (the paper's r)")] = 2
     batch_size: Annotated[Count, Meta(description="samples per batch; one optimiser step each")] = 32
     micro_batches: Annotated[
-        Annotated[int, Meta(ge=1, le=65535)],
-        Meta(description="pieces a batch is cut into so that one owner alone can fill the chain"),
+        Literal["auto"] | Annotated[int, Meta(ge=1, le=65535)],
+        Meta(
+            description=(
+                "pieces a batch is cut into so that one owner alone can fill the chain; `auto`: as many as make a round"
+                " the shortest by what was measured, decided once, before the first round"
+            )
+        ),
     ] = 1
     schedule: Annotated[
         Literal["gpipe", "1f1b"],
@@ -113,6 +120,11 @@ class Train(Settings, frozen=True, forbid_unknown_fields=True, kw_only=True):
     max_batches: Annotated[
         Count | None, Meta(description="stop a local epoch after this many batches (for short trials)")
     ] = None
+
+    @property
+    def pieces(self) -> int:
+        """Micro-batches of a batch, one where that is still to be decided: whole batches are measured for it."""
+        return 1 if self.micro_batches == "auto" else self.micro_batches
 
 
 class LearningRate(Settings, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -199,108 +211,6 @@ class Codec(Settings, frozen=True, forbid_unknown_fields=True, kw_only=True):
     ] = field(default_factory=dict)
 
 
-class Network(Settings, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """Sockets, limits and deadlines."""
-
-    credit_bytes: Annotated[
-        Annotated[int, Meta(ge=1 << 16)], Meta(description="bytes an owner may have under way on one link")
-    ] = 64 << 20
-    max_tensor_bytes: Annotated[
-        Annotated[int, Meta(ge=1 << 16, le=1 << 40)],
-        Meta(description="a message that claims more than this is refused before memory is touched"),
-    ] = 1 << 30
-    join_timeout_s: Annotated[
-        Seconds, Meta(description="how long the manager waits for all roles to join and be ready")
-    ] = 120.0
-    lost_after_s: Annotated[Seconds, Meta(description="how long a role may be out of reach before it is lost")] = 3.0
-    jitter_s: Annotated[
-        Annotated[float, Meta(ge=0, le=10)],
-        Meta(description="random delay before each message, to show that timing changes no result"),
-    ] = 0.0
-
-
-class Recover(Settings, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """What happens when a role is lost: the round is begun again from the last committed one."""
-
-    wait_s: Annotated[
-        Annotated[float, Meta(ge=0)],
-        Meta(description="how long the run waits for a lost role to come back; 0 ends the run when a role is lost"),
-    ] = 30.0
-    standby_after_s: Annotated[
-        Annotated[float, Meta(ge=0)],
-        Meta(description="how long a lost compute node has before a stand-by node (`--place standby`) takes its place"),
-    ] = 5.0
-    fewer_nodes: Annotated[
-        bool,
-        Meta(
-            description=(
-                "go on with the compute nodes that are left, under new cuts, when one is not back after `wait_s`; every"
-                " role must be able to read all part files of the last checkpoint"
-            )
-        ),
-    ] = False
-    manager_wait_s: Annotated[
-        Annotated[float, Meta(ge=0)],
-        Meta(description="how long the other roles go on without the manager before they give up"),
-    ] = 60.0
-    silent_s: Annotated[
-        Seconds,
-        Meta(
-            description=(
-                "a role that says nothing for so long hangs, and counts as lost though it is connected; longer than any"
-                " one batch takes on any device"
-            )
-        ),
-    ] = 600.0
-    attempts: Annotated[Count, Meta(description="how often one round may be begun again before the run ends")] = 20
-    quorum: Annotated[
-        Share,
-        Meta(
-            description=(
-                "share of the owners a round needs: lost owners that are not back after `wait_s` are left out, and"
-                " take part again from the round after they come back"
-            )
-        ),
-    ] = 1.0
-
-
-class Planning(Settings, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """How `cuts: auto` is solved."""
-
-    solver: Annotated[
-        Literal["dp", "mip", "path"],
-        Meta(description="`dp` dynamic programme, `mip` python-mip, `path` shortest paths; all are exact"),
-    ] = "dp"
-    objective: Annotated[
-        Literal["pace", "sum"],
-        Meta(description="`pace`: the slowest node's seconds per batch; `sum`: the paper's L_fwd + L_back"),
-    ] = "pace"
-    memory_model: Annotated[
-        Literal["real", "paper"],
-        Meta(description="`real`: what a node needs; `paper`: weights and output activations of all replicas"),
-    ] = "real"
-    node_memory: Annotated[
-        dict[str, Annotated[int, Meta(ge=0)]],
-        Meta(description="bytes that compute nodes may use for their part, such as `node-0: 2000000000`"),
-    ] = field(default_factory=dict)
-    profile: Annotated[
-        str | None, Meta(description="file written by `zmpsl profile`, taken for all roles instead of measuring")
-    ] = None
-    budget_s: Annotated[
-        Seconds, Meta(description="seconds each role may measure, after one run of every block to warm up")
-    ] = 0.5
-    owner_bytes_per_s: Annotated[
-        Annotated[float, Meta(gt=0)] | None, Meta(description="rate of an owner's link, each way; null: as on loopback")
-    ] = None
-    node_bytes_per_s: Annotated[
-        Annotated[float, Meta(gt=0)] | None,
-        Meta(description="rate of the link between two compute nodes, each way; null: as on loopback"),
-    ] = None
-    latency_s: Annotated[
-        Annotated[float, Meta(ge=0)], Meta(description="latency of these links, where a rate is given")
-    ] = 0.0
-
-
 class Job(Settings, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """One training job."""
 
@@ -350,6 +260,7 @@ class Job(Settings, frozen=True, forbid_unknown_fields=True, kw_only=True):
     planning: Annotated[Planning, Meta(description="how `cuts: auto` is solved")] = Planning()
     privacy: Annotated[Privacy, Meta(description="what owners do to smashed data")] = Privacy()
     emulate: Annotated[Emulate, Meta(description="slower devices, imitated")] = Emulate()
+    guard: Annotated[Guard, Meta(description="what is refused of owners")] = Guard()
     network: Annotated[Network, Meta(description="sockets, limits, deadlines")] = Network()
     recover: Annotated[Recover, Meta(description="lost roles")] = Recover()
     memory: Annotated[

@@ -18,7 +18,7 @@ from zmpsl.planner.micro import MicroPlan, best
 from zmpsl.planner.predict import Prediction, predict
 from zmpsl.planner.problem import BlockCost, NodeSpec, Problem
 from zmpsl.planner.simulate import simulate
-from zmpsl.planner.solution import Infeasible, Solution
+from zmpsl.planner.solution import Infeasible, Solution, exposed
 from zmpsl.planner.solver import Backend, solve
 
 __all__ = ["Advice", "Alternative", "Held", "advise", "bounds_of", "micro_problem"]
@@ -181,14 +181,17 @@ def _alternatives(
 ) -> list[Alternative]:
     """Plans made by hand, other numbers of hops, nodes side by side, and owners one after the other."""
     problem, count = problem_of(measured), len(measured.nodes)
+    # By hand everybody gets blocks, who must and who may.
+    nodes = tuple(msgspec.structs.replace(node, optional=False) for node in problem.nodes)
+    by_hand = msgspec.structs.replace(problem, nodes=nodes)
     ways: list[tuple[str, Callable[[], Solution]]] = [
-        ("even", lambda: even_split(problem)),
-        ("greedy", lambda: greedy_split(problem)),
+        ("even", lambda: even_split(by_hand)),
+        ("greedy", lambda: greedy_split(by_hand)),
     ]
     for hops in range(1, count):
         few = msgspec.structs.replace(problem, nodes=problem.nodes[:hops])
         ways.append((f"multihop level {hops + 2}", lambda few=few: solve(few, backend)))  # type: ignore[misc]
-    found = [_alternative(measured, batches, name, way) for name, way in ways]
+    found = [_alternative(measured, batches, problem, name, way) for name, way in ways]
     if count > 1:
         found.append(_horizontal(measured, batches, problem))
     order, bounds = [piece.node for piece in solution.pieces], bounds_of(measured, solution)
@@ -198,13 +201,14 @@ def _alternatives(
     return found
 
 
-def _alternative(measured: Measured, batches: tuple[int, ...], name: str, make: Callable[[], Solution]) -> Alternative:
+def _alternative(
+    measured: Measured, batches: tuple[int, ...], problem: Problem, name: str, make: Callable[[], Solution]
+) -> Alternative:
     try:
         plan = make()
-        if plan.short:
-            raise Infeasible(
-                "; ".join(f"{one.node} lacks {one.lacks_bytes:,.0f} bytes" for one in plan.short), plan.short
-            )
+        short = [f"{one.node} lacks {one.lacks_bytes:,.0f} bytes" for one in plan.short]
+        if broken := exposed(problem, plan.assignment) + short:
+            raise Infeasible("; ".join(broken), plan.short)
     except JobError as error:
         return Alternative(name, None, None, str(error))
     order, bounds = [piece.node for piece in plan.pieces], bounds_of(measured, plan)
@@ -217,6 +221,8 @@ def _alternative(measured: Measured, batches: tuple[int, ...], name: str, make: 
 def _horizontal(measured: Measured, batches: tuple[int, ...], problem: Problem) -> Alternative:
     """Every node holds all blocks of the middle and serves some of the owners; the slowest lane counts."""
     name = "horizontal"
+    if seen := exposed(problem, [(node.name, measured.first_cut, measured.last_cut) for node in measured.nodes]):
+        return Alternative(name, None, None, "; ".join(seen))
     bounds = (0, measured.first_cut, measured.last_cut, measured.owner.model_blocks)
     moved, lanes = transfers_of(measured, bounds), []
     for node in measured.nodes:

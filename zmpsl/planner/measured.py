@@ -100,7 +100,7 @@ class Measured(Struct, frozen=True):
     @property
     def micro_batches(self) -> int:
         """Pieces a batch is cut into."""
-        return min(self.job.train.micro_batches, self.job.train.batch_size)
+        return min(self.job.train.pieces, self.job.train.batch_size)
 
     @property
     def in_flight(self) -> int:
@@ -248,6 +248,8 @@ def _spec(measured: Measured, node: MeasuredNode) -> NodeSpec:
     return NodeSpec(
         node.name, memory_bytes=node.memory_bytes, overhead_s=_fixed_s(node.profile, m), link=node.link,
         times=tuple(times), max_share=measured.job.privacy.max_share,
+        max_blocks=measured.job.planning.most_blocks(node.name),
+        optional=measured.job.planning.may_stay_unused(node.name),
     )  # fmt: skip
 
 

@@ -10,7 +10,7 @@ from msgspec import Struct
 from zmpsl.errors import JobError
 from zmpsl.planner.problem import NodeSpec, Problem
 
-__all__ = ["Infeasible", "Piece", "Shortfall", "Solution", "evaluate"]
+__all__ = ["Infeasible", "Piece", "Shortfall", "Solution", "evaluate", "exposed"]
 
 
 class Piece(Struct, frozen=True):
@@ -178,3 +178,22 @@ def evaluate(
         tuple(pieces), problem.objective, value[problem.objective], forward, backward, pace, way, False,
         "not solved: a given split", seconds, backend, tuple(short),
     )  # fmt: skip
+
+
+def exposed(problem: Problem, assignment: Sequence[tuple[str, int, int]]) -> list[str]:
+    """Says which nodes would see more of the model than they may, in words.
+
+    Args:
+        problem: The problem.
+        assignment: Node, first and stop block; blocks are counted as in the model.
+    """
+    nodes, found = {node.name: node for node in problem.nodes}, []
+    for name, first, stop in assignment:
+        node, blocks = nodes[name], problem.blocks[first - problem.first_block : stop - problem.first_block]
+        if node.max_blocks is not None and len(blocks) > node.max_blocks:
+            found.append(f"{name} would see {len(blocks)} blocks, but may see {node.max_blocks}")
+        shown = math.fsum(block.parameter_bytes for block in blocks)
+        if node.max_share is not None and shown > node.max_share * problem.parameter_bytes() * (1 + 1e-12):
+            share = shown / problem.parameter_bytes()
+            found.append(f"{name} would see {share:.1%} of the parameters, but may see {node.max_share:.1%}")
+    return found

@@ -164,14 +164,14 @@ def part_memory(
     copies = 0 if job.optimizer.state == "average" else 2 if adam else 1 if job.optimizer.momentum else 0
     scratch = 3 if adam else 1
     ends = max(prints[0].inputs, prints[-1].outputs)
-    samples = -(-train.batch_size // train.micro_batches)
+    samples = -(-train.batch_size // train.pieces)
     tests = -(-job.evaluate.batch_size // samples) if job.evaluate.every else 0
-    window = train.micro_batches if train.schedule == "gpipe" else min(train.micro_batches, job.parts)
+    window = train.pieces if train.schedule == "gpipe" else min(train.pieces, job.parts)
     return PartMemory(
         base=layout.nbytes,
         accumulator=16 * elements + integers,
         trained=sum(trained),
-        shared_gradients=train.micro_batches == 1,
+        shared_gradients=train.pieces == 1,
         optimizer=copies * sum(trained),
         step=scratch * max(trained, default=0),
         work=_work(prints),

@@ -48,6 +48,11 @@ class Admission:
         """Owners that have not begun."""
         return len(self._next)
 
+    @property
+    def flying(self) -> frozenset[str]:
+        """Who has begun and is not done."""
+        return frozenset(self._flying)
+
     def start(self, round_: int) -> list[str]:
         """Starts a round; gives who begins. Who comes first turns with the rounds; results do not depend on it."""
         turn = round_ * self.limit % max(1, len(self.owners))

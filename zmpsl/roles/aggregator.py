@@ -9,6 +9,7 @@ import numpy as np
 from zmpsl.checkpoint import load_state, prune, save_parts
 from zmpsl.errors import CheckpointError, RemoteProtocolError
 from zmpsl.messages import Accuse, Prepared, Ready
+from zmpsl.norms import change_norm, too_large
 from zmpsl.plan import AGGREGATOR, Plan, owner_name
 from zmpsl.roles.actions import Action, Connect, Say, Send
 from zmpsl.roles.member import NOT_FINITE, Member
@@ -33,6 +34,7 @@ class Aggregator(Member):
         self.layout = ends_layout(plan.blocks, plan.bounds, plan.job.optimizer)
         self.average = Average(self.layout)
         self._in: set[int] = set()
+        self._base: np.ndarray[tuple[int, ...], np.dtype[np.uint8]] | None = None  # what the owners began from
         yield Connect(plan, 0, {plan.owners[index].name: plan.owners[index].endpoint for index in plan.active})
         if plan.start_round:
             if self.folder is None:
@@ -61,6 +63,11 @@ class Aggregator(Member):
         if spoiled is not None:
             yield Say(Accuse(place=owner_name(task.owner), text=NOT_FINITE.format(owner=task.owner, name=spoiled)))
             return
+        norm, limit = self._moved(task.tensor.view(np.uint8), plan.job.guard.update_norm)
+        if limit is not None and norm > limit:
+            text = too_large("the update of the first and last part by", task.owner, norm, limit, "guard.update_norm")
+            yield Say(Accuse(place=owner_name(task.owner), text=text))
+            return
         with self.meter.measure("A", task):
             self.average.add(task.owner, task.tensor.view(np.uint8), task.count)
         self._in.add(task.owner)
@@ -85,8 +92,18 @@ class Aggregator(Member):
         if self.folder is not None and self.plan is not None:
             prune(self.folder, round_, self.plan.job.keep_checkpoints)
 
+    def _moved(
+        self, flat: np.ndarray[tuple[int, ...], np.dtype[np.uint8]], limit: float | None
+    ) -> tuple[float, float | None]:
+        """Gives how far an owner's round has moved its parts, and the limit; 0 where we do not know from where."""
+        if limit is None or self._base is None:
+            return 0.0, limit
+        return change_norm(self.layout, flat, self._base), limit
+
     def _send_global(
         self, plan: Plan, round_: int, flat: np.ndarray[tuple[int, ...], np.dtype[np.uint8]]
     ) -> Iterator[Action]:
+        if plan.job.guard.update_norm is not None:
+            self._base = flat
         for owner in plan.active:
             yield Send(owner_name(owner), Task(Op.GLOBAL, plan.version, owner, round_, tensor=flat))

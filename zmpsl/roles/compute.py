@@ -12,6 +12,7 @@ from zmpsl.engine.compute import ComputeEngine
 from zmpsl.engine.profile import inputs_like
 from zmpsl.errors import CheckpointError, RemoteProtocolError
 from zmpsl.messages import Accuse, Measure, Prepared, Ready
+from zmpsl.norms import tensor_norm, too_large
 from zmpsl.plan import Activation, Plan, held_by_nodes, micro_samples, node_name, owner_name
 from zmpsl.pool.budget import Limits, Watch, limits_here
 from zmpsl.roles.actions import Action, Connect, Say, Send
@@ -106,6 +107,9 @@ class ComputeNode(Member):
                     output = self.engine.forward(task)
                 yield Send(self._down(task), output)
             case Op.BACKWARD:
+                if (accused := self._steep(task)) is not None:
+                    yield Say(accused)
+                    return
                 with self.meter.measure("B", task):
                     gradient = self.engine.backward(task)
                 yield Send(self._up(task), gradient)
@@ -139,10 +143,32 @@ class ComputeNode(Member):
     def _up(self, task: Task) -> str:
         return owner_name(task.owner) if self.hop == 0 else node_name(self.hop - 1)
 
+    def _steep(self, task: Task) -> Accuse | None:
+        """Accuses an owner of a gradient beyond the job's limit."""
+        limit = None if self.plan is None else self.plan.job.guard.gradient_norm
+        if limit is None or task.tensor is None or task.sender != OWNER_SENDER:
+            return None
+        norm = tensor_norm(task.tensor)
+        if norm <= limit:
+            return None
+        text = too_large("the gradient of", task.owner, norm, limit, "guard.gradient_norm")
+        return Accuse(place=owner_name(task.owner), text=text)
+
+    def _far(self, owner: int) -> Accuse | None:
+        """Accuses an owner whose round has changed our part beyond the job's limit."""
+        limit = None if self.plan is None else self.plan.job.guard.update_norm
+        if limit is None or (norm := self.engine.moved(owner)) <= limit:
+            return None
+        text = too_large(f"the update of part {self.part} by", owner, norm, limit, "guard.update_norm")
+        return Accuse(place=owner_name(owner), text=text)
+
     def _close(self, task: Task) -> Iterator[Action]:
         spoiled = self.engine.spoiled(task.owner)
         if spoiled is not None:
             yield Say(Accuse(place=owner_name(task.owner), text=NOT_FINITE.format(owner=task.owner, name=spoiled)))
+            return
+        if (accused := self._far(task.owner)) is not None:
+            yield Say(accused)
             return
         if self.hop < self.hops - 1:
             yield Send(node_name(self.hop + 1), task.reply(Op.CLOSE, None))

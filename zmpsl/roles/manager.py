@@ -17,7 +17,8 @@ from collections.abc import Iterator
 from zmpsl.checkpoint import write_index, write_record
 from zmpsl.errors import JobError, JoinError, RemoteProtocolError, ZmpslError
 from zmpsl.job.load import check_job
-from zmpsl.job.schema import Job, Network
+from zmpsl.job.network import Network
+from zmpsl.job.schema import Job
 from zmpsl.messages import (
     Accuse,
     Begin,
@@ -76,6 +77,12 @@ class Manager(Publishing):
 
     def tick(self, now: float) -> Iterator[Action]:
         """Called now and then with the time in seconds: pings, and gives up what takes too long."""
+        try:
+            yield from self._tick(now)
+        except ZmpslError as error:  # such as a plan for the nodes that are left that cannot be
+            yield from self.finish(error.exit_code, str(error))
+
+    def _tick(self, now: float) -> Iterator[Action]:
         if now - self._pinged_at >= PING_EVERY_S and self.phase is not Phase.OVER:
             self._pinged_at = now
             self.board.tell_progress(self.phase.value, self.round)
@@ -83,6 +90,8 @@ class Manager(Publishing):
                 yield Tell(seat.identity, Ping())
             yield from self._fill_the_chain(now)
         yield from self._look_around(now)
+        if self.job is not None:
+            yield from self._keep_time(self.job, now)
         if self.job is None or self.phase not in (Phase.GATHERING, Phase.DESCRIBING, Phase.BUILDING, Phase.RECOVERING):
             return
         if self._since is None:

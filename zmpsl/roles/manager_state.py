@@ -66,6 +66,8 @@ class ManagerState(ABC):
         self._described_as = Described(blocks=())
         self._asked = ""  # which owner describes the model
         self._absent: frozenset[str] = frozenset()  # places nobody waits for before the first plan
+        self._late: frozenset[str] = frozenset()  # owners that took too long, until the next plan is there
+        self._begun: dict[str, float] = {}  # when each owner that trains now was first seen to
         self._follows = resume is not None  # a manager before this one was lost, or the run was interrupted
         self._cutting: CutPlanning | None = None
         self._training, self._evaluating = Admission(), Admission()

@@ -28,6 +28,7 @@ from zmpsl.messages import (
     Measure,
     Pause,
     Paused,
+    Profiled,
     Progress,
     Publish,
     Refused,
@@ -233,7 +234,7 @@ class Member:
 
     def measure(self, message: Measure) -> Iterator[Action]:
         """Profiles the blocks it could hold; one data owner and some compute nodes are asked."""
-        yield from ()
+        yield Say(Profiled(profile=None, text="a role of its kind measures nothing"))
 
     def begin(self, round_: int) -> Iterator[Action]:
         """Starts to train a round."""

@@ -8,7 +8,7 @@ from pathlib import Path
 from zmpsl.errors import JobError
 from zmpsl.job.emulation import NodeClass, OwnerClass, PartSeconds
 from zmpsl.plan import Plan, micro_samples, node_name, owner_name
-from zmpsl.profiles import Profile, optimizer_name, read_profile, require
+from zmpsl.profiles import Profile, cut_profile, optimizer_name, read_profile, require
 from zmpsl.state import ends_layout
 from zmpsl.transport.task import Op, Task
 
@@ -49,7 +49,7 @@ def _check_memory(plan: Plan, place: str, kind: OwnerClass) -> None:
     """Holds what an owner's two parts take against the memory of its class: base and copy, gradients, activations."""
     ends = [*plan.blocks_of(0), *plan.blocks_of(plan.parts - 1)]
     train = plan.job.train
-    micros = min(train.micro_batches, train.batch_size)
+    micros = min(train.pieces, train.batch_size)
     flying = micros if train.schedule == "gpipe" else min(micros, plan.parts)
     saved = sum(plan.footprints[index].saved for index in ends) if plan.footprints else 0
     gradients = 4 * (plan.parameters_of(0) + plan.parameters_of(plan.parts - 1))
@@ -104,11 +104,12 @@ def _scaled(part: PartSeconds, by: float) -> PartSeconds:
 
 def _of_profile(plan: Plan, part: int, by: float) -> PartSeconds:
     """Seconds of a part for a whole batch, as the planner reckons them from the profile."""
-    profile, job, blocks = _profile(plan), plan.job, plan.blocks_of(part)
+    job, blocks = plan.job, plan.blocks_of(part)
+    profile = cut_profile(_profile(plan), job, micro_samples(job))
     where = owner_name(0) if part in (0, plan.parts - 1) else node_name(part - 1)
     samples = micro_samples(job)
     require(profile, where, profile.fingerprint, samples, optimizer_name(job.optimizer), blocks)
-    by, m = by * profile.slow_down, min(job.train.micro_batches, job.train.batch_size)
+    by, m = by * profile.slow_down, min(job.train.pieces, job.train.batch_size)
     return PartSeconds(
         forward_s=by * m * (profile.task_s + sum(profile.blocks[index].forward.median_s for index in blocks)),
         backward_s=by * m * (profile.task_s + sum(profile.blocks[index].backward.median_s for index in blocks)),

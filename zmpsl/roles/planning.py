@@ -18,16 +18,18 @@ import msgspec
 
 from zmpsl.checkpoint import write_text
 from zmpsl.errors import JobError, LocalProtocolError, RemoteProtocolError
+from zmpsl.job.fewer import with_nodes
 from zmpsl.job.schema import Job
 from zmpsl.messages import Measure, Profiled, Welcome
-from zmpsl.plan import Block, check_cuts, fingerprint, node_name, owner_name
+from zmpsl.plan import AGGREGATOR, Block, check_cuts, fingerprint, micro_samples, node_name, owner_name
 from zmpsl.planner.measured import Measured, MeasuredNode, link_of, problem_of
+from zmpsl.planner.pieces import Split, choose, in_pieces, mixes_samples, with_pieces
 from zmpsl.planner.predict import Prediction, owners_to_fill, predict
 from zmpsl.planner.problem import NodeLink, Problem
 from zmpsl.planner.solution import Solution
 from zmpsl.planner.solver import solve, solve_in_order
 from zmpsl.planner.stages import node_types
-from zmpsl.profiles import Profile, read_profile
+from zmpsl.profiles import Profile, cut_profile, read_profile
 from zmpsl.roles.actions import Action, Tell
 from zmpsl.roles.admission import rooms_of
 from zmpsl.roles.roster import Roster, Seat
@@ -109,11 +111,13 @@ class CutPlanning:
         self._by_host: dict[str, Profile | None] = {}
         self._measured: Measured | None = None
         self._hosts: dict[str, list[str]] = {}
+        self._pieces = ""  # how many micro-batches a batch is cut into, in words, where the job left it open
 
     def start(self) -> Iterator[Action]:
         """Asks the first owner; where the job names a file, nobody is asked."""
         if self.job.planning.profile is not None:
-            self._owner = read_profile(Path(self.job.planning.profile))
+            found = read_profile(Path(self.job.planning.profile))
+            self._owner = cut_profile(found, self.job, micro_samples(self.job))
             self._by_host = dict.fromkeys((seat.join.host for seat in self._nodes()), self._owner)
             return
         yield Tell(self._at(owner_name(0)).identity, Measure(job=self.job))
@@ -163,20 +167,38 @@ class CutPlanning:
         seats = self._nodes()
         measured = self._take(seats)
         # What the job says of node-0 holds for whoever has that place now.
-        named = [*self.job.emulate.slow_down, *self.job.planning.node_memory, *(seat.join.place for seat in seats)]
+        named = [*self.job.emulate.slow_down, *self.job.planning.named_nodes, *(seat.join.place for seat in seats)]
         fixed = bool(self.job.emulate.nodes) or any(name.startswith("node") for name in named)
+        measured = self._decide(measured, lambda one: _cut(one, _solve(problem_of(one), self.job, fixed)))
         self.solution = _solve(problem_of(measured), self.job, fixed)
         pieces = self.solution.pieces
-        self.bounds = (0, pieces[0].first, *(piece.stop for piece in pieces), len(self.blocks))
+        self.bounds, _ = _cut(measured, self.solution)
         names = {piece.node: node_name(hop) for hop, piece in enumerate(pieces)}
-        nodes = {names[node.name]: msgspec.structs.replace(node, name=names[node.name]) for node in measured.nodes}
-        self._measured = msgspec.structs.replace(measured, nodes=tuple(nodes[name] for name in names.values()))
-        self.text = _words(self.solution)
+        nodes = {
+            names[node.name]: msgspec.structs.replace(node, name=names[node.name])
+            for node in measured.nodes
+            if node.name in names
+        }
+        self.text = "; ".join(filter(None, (_words(self.solution), self._pieces)))
+        if len(pieces) < len(seats):
+            self._leave_out(sorted({seat.place for seat in seats} - set(names)), list(names), fixed)
+        kept = tuple(nodes[name] for name in names.values())
+        self._measured = msgspec.structs.replace(measured, job=self.job, nodes=kept)
         for seat in seats:
-            if seat.place != names[seat.place]:
-                seat.place = names[seat.place]
+            before = seat.place
+            if before in names:
+                seat.place = names[before]
+            else:
+                self.roster.bench(seat)
+            if seat.place != before:
                 yield Tell(seat.identity, Welcome(place=seat.place, job=self.job))
         self._note_hosts()
+
+    def _leave_out(self, unused: list[str], used: list[str], fixed: bool) -> None:
+        """Takes nodes without blocks out of the job; where no node is named, what it says of links is by position."""
+        hops = [int(name.removeprefix("node-")) for name in used]
+        self.job = with_nodes(self.job, hops if fixed else range(len(hops)))
+        self.text += f"; without blocks, so out of the chain and standing by (optional_nodes): {', '.join(unused)}"
 
     def keep(self, folder: Path) -> None:
         """Leaves the profiles in the run's folder, so that rounds can be predicted when the run goes on."""
@@ -187,6 +209,7 @@ class CutPlanning:
     def recall(self, folder: Path | None) -> None:
         """Takes up the given cuts with the profiles that the run was planned with, where there are any."""
         self.bounds = self._given
+        self._settle()
         try:
             kept = msgspec.json.decode((folder / KEPT).read_bytes() if folder else b"", type=_Kept)
             nodes = {name: kept.nodes[name] for name in (node_name(hop) for hop in range(self.job.nodes))}
@@ -200,13 +223,48 @@ class CutPlanning:
         """Takes the cuts as they are; where nothing is known of the blocks, rounds are just not predicted."""
         self.bounds = self._given
         try:
-            self._use(self._take(self._nodes()))
+            measured = self._take(self._nodes())
+            if self._held_alike(measured):
+                names = [node.name for node in measured.nodes]
+                measured = self._decide(measured, lambda _: (self.bounds, names))
+            self._use(measured)
+            self.text = self._pieces
         except JobError as error:
             self.text = f"rounds are not predicted: {error}"
+        self._settle()
+
+    def _decide(self, measured: Measured, split: Split) -> Measured:
+        """Says how many micro-batches a batch has from now on, where the job leaves it open; cuts the profiles so."""
+        if self.job.train.micro_batches != "auto":
+            return measured
+        pieces, why = 1, "with batch normalisation more would change the model's statistics"
+        if not mixes_samples(self.blocks):
+            hosts: dict[str, list[str]] = {}
+            for seat in self.roster:
+                if not seat.standby and seat.join.role != AGGREGATOR:
+                    name = "owner" if seat.join.role == "owner" else seat.place
+                    hosts.setdefault(seat.join.host, []).append(name)
+            pieces, why = choose(measured, split, hosts), "as measured"
+        self._settle(pieces)
+        self._pieces = f"train.micro_batches: auto takes {pieces} ({why})"
+        self._owner = self._cut_all(self._owner)
+        self._by_host = {host: self._cut_all(each) for host, each in self._by_host.items()}
+        return in_pieces(measured, pieces)
+
+    def _cut_all(self, profile: Profile | None) -> Profile | None:
+        return None if profile is None else cut_profile(profile, self.job, micro_samples(self.job))
+
+    def _settle(self, pieces: int = 1) -> None:
+        """Puts the number in the job, where it is still open."""
+        if self.job.train.micro_batches == "auto":
+            self.job = with_pieces(self.job, pieces)
+
+    def _held_alike(self, measured: Measured) -> bool:
+        return (measured.first_cut, measured.last_cut) == (self.bounds[1], self.bounds[-2])
 
     def _use(self, measured: Measured) -> None:
         """Predicts the given cuts, unless owners would hold other blocks than were measured on one."""
-        if (measured.first_cut, measured.last_cut) == (self.bounds[1], self.bounds[-2]):
+        if self._held_alike(measured):
             self._measured = measured
             self._note_hosts()
 
@@ -255,6 +313,9 @@ class CutPlanning:
     def _give_up(self, why: str) -> None:
         self.bounds = self._given or check_cuts(self.job, len(self.blocks))
         so = "rounds are not predicted" if self._given else "the cuts are even"
+        if self.job.train.micro_batches == "auto":
+            so += ", and batches stay whole"
+        self._settle()
         self.text = f"{why}; {so}. planning.profile takes a profile from a file"
 
     def _nodes(self) -> list[Seat]:
@@ -290,6 +351,13 @@ def _solve(problem: Problem, job: Job, fixed: bool) -> Solution:
     if fixed and len(node_types(problem)) > 1:
         return solve_in_order(problem)
     return solve(problem, job.planning.solver, SOLVE_S)
+
+
+def _cut(measured: Measured, solution: Solution) -> tuple[tuple[int, ...], list[str]]:
+    """Gives the bounds of all parts and the nodes in hop order."""
+    pieces = solution.pieces
+    bounds = (0, pieces[0].first, *(piece.stop for piece in pieces), measured.owner.model_blocks)
+    return bounds, [piece.node for piece in pieces]
 
 
 def _words(solution: Solution) -> str:

@@ -5,13 +5,27 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 
+from msgspec.structs import replace
+
 from zmpsl.checkpoint import Record, write_record, write_text
 from zmpsl.errors import JobError, LocalProtocolError
 from zmpsl.job.emulate import words
 from zmpsl.job.load import dump_job
 from zmpsl.job.schema import Job
 from zmpsl.messages import Describe, Described, Publish
-from zmpsl.plan import AGGREGATOR, Block, Plan, check_cuts, check_exposure, fingerprint, node_name, owner_name
+from zmpsl.plan import (
+    AGGREGATOR,
+    Block,
+    Footprint,
+    Plan,
+    check_cuts,
+    check_exposure,
+    fingerprint,
+    micro_samples,
+    node_name,
+    owner_name,
+)
+from zmpsl.planner.pieces import with_pieces
 from zmpsl.roles.actions import Action, Tell
 from zmpsl.roles.admission import Places
 from zmpsl.roles.manager_state import Phase
@@ -39,6 +53,8 @@ class Publishing(Recovering):
         if any(seat.paused < seat.join.plan for seat in self.roster):  # they worked for a manager before this one
             return
         self.phase, self._cutting = Phase.DESCRIBING, None
+        if self.record is not None and self.job.train.micro_batches == "auto":  # decided when the run began
+            self.job = with_pieces(self.job, self.record.job.train.pieces)
         here = {seat.place: seat for seat in self.roster}
         asked = next(here[name] for name in map(owner_name, range(self.job.owners)) if name in here)
         self._asked = asked.place
@@ -57,6 +73,7 @@ class Publishing(Recovering):
         self._cutting = CutPlanning(job, message.blocks, self.roster, given)
         if record is not None and given:  # nobody is to wait for measurements again
             self._cutting.recall(self.folder)
+            self.job = self._cutting.job
             yield from self._first_plan(bounds)
             return
         yield from self._cut(self._cutting, self._cutting.start())
@@ -65,6 +82,8 @@ class Publishing(Recovering):
         yield from asking
         if cutting.complete and self.plan is None:
             yield from cutting.solve()
+            self._described_as = _in_pieces(self._described_as, self.job or cutting.job, cutting.job)
+            self.job = cutting.job
             yield from self._first_plan(cutting.bounds)
             if self.folder is not None:
                 cutting.keep(self.folder)
@@ -81,7 +100,7 @@ class Publishing(Recovering):
         if job is None:
             raise LocalProtocolError("a plan needs a job")
         self._run = self._run or f"{job.name}-{time.strftime('%Y%m%d-%H%M%S')}"
-        check_exposure(job, blocks, bounds)
+        self._check_exposure(job, blocks, bounds)
         start, digests = self._resume_point(blocks)
         joins = {seat.place: seat.join for seat in self.roster}
         places = Places(job, blocks, bounds, self._described_as.footprints, joins)
@@ -113,12 +132,20 @@ class Publishing(Recovering):
             self.board.notice(words(job))
         if self._training.limit < len(plan.active):
             self.board.notice(str(places))
-        self.phase, self._since = Phase.BUILDING, None
+        self.phase, self._since, self._late = Phase.BUILDING, None, frozenset()
         for seat in self.roster:
             if not seat.standby:
                 seat.planned, seat.ready, seat.paused = True, False, 0
         for identity in self._everybody():
             yield Tell(identity, Publish(plan=plan))
+
+    def _check_exposure(self, job: Job, blocks: tuple[Block, ...], bounds: tuple[int, ...]) -> None:
+        try:
+            check_exposure(job, blocks, bounds)
+        except JobError as error:
+            if job.cuts == "auto" and self._cutting is not None and self._cutting.text:  # why they are not solved
+                raise JobError(f"{error}. {self._cutting.text}") from error
+            raise
 
     def _store(self, plan: Plan) -> None:
         """Notes in the record that this plan may be known to somebody from now on."""
@@ -142,3 +169,15 @@ class Publishing(Recovering):
                 f" {fingerprint(blocks)}; a run can only go on with the same model"
             )
         return record.last + 1, record.committed[record.last]
+
+
+def _in_pieces(described: Described, before: Job, now: Job) -> Described:
+    """Gives what a micro-batch takes, where a description was of one of another size; bytes grow with the samples."""
+    old, new = micro_samples(before), micro_samples(now)
+    if old == new:
+        return described
+    prints = tuple(
+        Footprint(*(-(-nbytes * new // old) for nbytes in (each.inputs, each.outputs, each.saved)))
+        for each in described.footprints
+    )
+    return replace(described, footprints=prints)

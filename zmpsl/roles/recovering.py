@@ -74,6 +74,29 @@ class Recovering(ManagerState):
                 yield Tell(seat.identity, Refused(exit_code=PeerLostError.exit_code, text=f"{seat} {how}"))
                 yield from self._gone(seat, how)
 
+    def _keep_time(self, job: Job, now: float) -> Iterator[Action]:
+        """Leaves out owners that take too long to train a round, while there are enough others."""
+        limit = job.recover.round_s
+        if limit is None or self.phase is not Phase.TRAINING:
+            self._begun.clear()
+            return
+        self._begun = {place: self._begun.get(place, now) for place in self._training.flying}
+        late = frozenset(place for place, begun in self._begun.items() if now - begun > limit)
+        if not late:
+            return
+        how = f"{listed(late)} did not finish round {self.round + 1} within {limit:g} s (recover.round_s)"
+        if not self.recovery.may_leave_out(job, self.roster.missing(job) | late):
+            self._begun = dict.fromkeys(self._begun, now)
+            self.board.notice(
+                f"{how}; recover.quorum {job.recover.quorum:g} does not hold without, so it is waited for"
+            )
+            return
+        self._late = late
+        for seat in [seat for seat in self.roster if seat.place in late]:
+            yield Tell(seat.identity, Refused(exit_code=PeerLostError.exit_code, text=how))
+            self.roster.remove(seat.identity)
+        yield from self._recover(f"{how} and is left out (recover.quorum {job.recover.quorum:g})")
+
     def _look_at(self, peer: str, text: str) -> Iterator[Action]:
         """A link to a peer broke. Is the peer gone, or was it only the link?"""
         seat = self.roster.at(peer)
@@ -127,7 +150,7 @@ class Recovering(ManagerState):
         if self.phase is not Phase.RECOVERING or plan is None or job is None:
             return
         left_out = {peer.name for peer in plan.owners if not peer.endpoint}  # nobody waits for them any more
-        if self.roster.missing(job) - absent - left_out:
+        if self.roster.missing(job) - absent - left_out - self._late:
             return
         if all(seat.paused >= plan.version for seat in self.roster):
             yield from self._publish(plan.version + 1, plan.blocks, plan.bounds)
@@ -197,6 +220,7 @@ class Recovering(ManagerState):
         if self._cutting is not None:
             try:
                 yield from self._cutting.again(fewer)
+                self.job = self._cutting.job
                 if self._cutting.text:
                     self.board.notice(self._cutting.text)
             except JobError as error:

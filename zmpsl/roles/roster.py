@@ -97,6 +97,7 @@ class Roster:
 
     def __init__(self) -> None:
         self._seats: dict[bytes, Seat] = {}
+        self._benched = False  # nodes have moved up, so what a process was started as may no longer be its place
 
     def __len__(self) -> int:
         return len(self._seats)
@@ -124,16 +125,18 @@ class Roster:
                 f"(zmpsl {join.version}); install the same version on all hosts"
             )
         if join.role == "compute" and join.place.startswith(STANDBY):
-            number = next(n for n in range(len(self) + 1) if self.at(f"{STANDBY}-{n}") is None)
-            return self._seat(identity, join, f"{STANDBY}-{number}")
+            return self._seat(identity, join, self._free_standby())
         # Before there is a job nobody knows how many places there will be; those too many are refused with the job.
         unknown = len(self) + 1
         places = places_of(join.role, *((job.owners, job.nodes) if job is not None else (unknown, unknown)))
         taken = {seat.place: seat for seat in self}
         free = next((place for place in places if place not in taken), "")
         place = join.place or free
-        if join.role == "compute" and job is not None and job.recover.fewer_nodes and place not in places:
-            place = free  # that place has been planned away
+        if join.role == "compute" and job is not None and place not in places:
+            place = free if job.recover.fewer_nodes or self._benched else place  # that place has been planned away
+        if join.role == "compute" and self._benched and (not place or place in taken):
+            place = self._free_standby()
+            return self._seat(identity, join, place)
         if not place:
             raise JoinError(f"all places for role {join.role!r} are taken: {listed(places)}")
         if place not in places and job is not None:
@@ -144,6 +147,13 @@ class Roster:
                 f"two cannot hold it"
             )
         return self._seat(identity, join, place)
+
+    def bench(self, seat: Seat) -> None:
+        """Makes a compute node a stand-by."""
+        seat.place, self._benched = self._free_standby(), True
+
+    def _free_standby(self) -> str:
+        return next(name for n in range(len(self) + 1) if self.at(name := f"{STANDBY}-{n}") is None)
 
     def _seat(self, identity: bytes, join: Join, place: str) -> Seat:
         seat = self._seats[identity] = Seat(identity, join, place)

@@ -183,7 +183,7 @@ class ThinOwner(DataOwner):
 
     def _empty_batches(self) -> Iterator[Batch]:
         train = self._plan().job.train
-        pieces = torch.tensor_split(zeros("float32", train.batch_size), min(train.micro_batches, train.batch_size))
+        pieces = torch.tensor_split(zeros("float32", train.batch_size), min(train.pieces, train.batch_size))
         for epoch in range(self._epochs):
             for number in range(self._per_epoch):
                 yield Batch(epoch, number, pieces, pieces)

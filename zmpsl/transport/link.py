@@ -19,11 +19,12 @@ from zmpsl.keys import LOOPBACK, Security
 from zmpsl.transport.assembly import Assembly
 from zmpsl.transport.buffers import BufferPool
 from zmpsl.transport.curve import DATA, FAILED, protect_client, protect_server, why_failed
+from zmpsl.transport.damage import DamagedError
 from zmpsl.transport.outbox import Outbox
 from zmpsl.transport.packing import Unpacker
 from zmpsl.transport.task import Task
 from zmpsl.transport.tcp_info import Reading, delivered, unheard_s
-from zmpsl.transport.wire import HEADER_BYTES, INLINE, MAX_MESSAGE, Header, Message, parse, split
+from zmpsl.transport.wire import HEADER_BYTES, INLINE, MAX_MESSAGE, Header, Message, check_chunk, parse, split
 
 __all__ = ["Inbox", "Link", "configure", "many_sockets", "monitor"]
 
@@ -164,6 +165,7 @@ class Inbox:
 
         Raises:
             RemoteProtocolError: The message is not what the protocol allows, or not for us. It is gone, and counted.
+            DamagedError: It was changed on the way; the same holds.
         """
         try:
             if self._rest:
@@ -188,7 +190,7 @@ class Inbox:
         if more:
             header = parse(frame, self.limit)
             if header.size <= INLINE:
-                raise RemoteProtocolError(f"{header.task}: a chunk of {header.size} bytes in a frame of its own")
+                raise DamagedError(f"{header.task}: a chunk of {header.size} bytes in a frame of its own", header.task)
             self.received_bytes += HEADER_BYTES + header.size
             return self._take(header, None)
         self._rest.extend(split(frame, self.limit))
@@ -223,12 +225,15 @@ class Inbox:
             chunk = self.socket.recv(copy=False).buffer
             size = len(chunk)
         else:
+            check_chunk(header, chunk)
             self.unpack(header, chunk, place)
             return
         if self.socket.getsockopt(RCVMORE):
-            raise RemoteProtocolError(f"{header.task}: more frames than a header and a chunk")
+            raise DamagedError(f"{header.task}: more frames than a header and a chunk", header.task)
         if size != header.size:  # recv_into truncates in silence
-            raise RemoteProtocolError(f"{header.task}: chunk has {size} bytes, its header says {header.size}")
+            text = f"chunk has {size} bytes, its header says {header.size}"
+            raise DamagedError(f"{header.task}: {text}", header.task)
+        check_chunk(header, place.data if chunk is None else chunk)
         if chunk is not None:
             self.unpack(header, chunk, place)
 

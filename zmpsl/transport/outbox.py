@@ -26,10 +26,14 @@ class Outbox:
         sender: Our place code, put into every task.
         packing: Gives the packing of a task's tensor, when its turn has come.
         credit_bytes: Most bytes under way per owner.
+        sealed: Give every chunk a checksum.
     """
 
-    def __init__(self, sender: int, packing: Callable[[Task], Packing], credit_bytes: int) -> None:
+    def __init__(
+        self, sender: int, packing: Callable[[Task], Packing], credit_bytes: int, *, sealed: bool = False
+    ) -> None:
         self._sender = sender
+        self._sealed = sealed
         self._packing = packing
         self._credit_bytes = credit_bytes
         self._used: dict[int, int] = defaultdict(int)
@@ -110,8 +114,8 @@ class Outbox:
                 if not credit:  # it rode on another task meanwhile
                     continue
             if nbytes <= CHUNK:
-                return only_message(task, self._packing(task), credit, self._sender)
-            self._current = messages(task, self._packing(task), credit, self._sender)
+                return only_message(task, self._packing(task), credit, self._sender, self._sealed)
+            self._current = messages(task, self._packing(task), credit, self._sender, sealed=self._sealed)
 
     def _admit(self, task: Task) -> bool:
         """Takes credit for a task and makes it ready to leave, if there is credit."""

@@ -17,6 +17,7 @@ Copying a small chunk costs less than handing libzmq a frame more, and a frame c
          5     1  dtype (0: no tensor; else position in task.DTYPES plus 1)
          6     1  number of dimensions, at most 8
          7     1  flags: 1 FORWARD: a ReLU's output; BACKWARD: only the values under that output's mask
+                         2 the chunk has a checksum
          8    20  plan, owner, round, epoch, batch         5 x uint32
         28     6  micro, micros, sender                    3 x uint16
         34     2  zero
@@ -24,11 +25,14 @@ Copying a small chunk costs less than handing libzmq a frame more, and a frame c
         52    16  total bytes of the tensor, offset of this chunk in it, unpacked   2 x uint64
         68     8  bytes of this chunk unpacked, packed     2 x uint32
         76    64  dimensions                               8 x uint64
-       140     4  CRC-32 of the 140 bytes before
+       140     8  XXH3-64 of the chunk as sent, zero without the flag     uint64
+       148     4  CRC-32 of the 148 bytes before
 
 Numbers are little-endian. Chunks are cut at multiples of 1 MiB and come in order on one connection.
 Why chunks: the receiver's memory is bounded before it reads (MAXMSGSIZE), heartbeats pass between them on slow links,
 and libzmq's allocator keeps its pages (docs/protocol.md tells the measurements).
+
+What was changed on the way is told from what was never ours: DamagedError says whose message is lost by it.
 """
 
 from __future__ import annotations
@@ -41,9 +45,11 @@ from zlib import crc32
 
 import numpy as np
 from msgspec import Struct
+from xxhash import xxh3_64_intdigest
 
 from zmpsl.codecs import CODECS, NONE, Packed
 from zmpsl.errors import LocalProtocolError, RemoteProtocolError
+from zmpsl.transport.damage import DamagedError, mended
 from zmpsl.transport.task import DTYPES, FLOAT32, LOSSY_OPS, Op, Task
 
 __all__ = [
@@ -56,6 +62,7 @@ __all__ = [
     "Header",
     "Message",
     "Packing",
+    "check_chunk",
     "messages",
     "only_message",
     "parse",
@@ -66,16 +73,17 @@ __all__ = [
 CHUNK = 1 << 20
 INLINE = 1 << 16
 MAX_DIMS = 8
-VERSION = 1
+VERSION = 2
 MAGIC = b"zP"
 OWNER_SENDER = 0xFFFF
 
 # The two strings are what one tensor after the other has in common; see `_layout`.
-_HEADER = struct.Struct("<2sBB 4s IIIII HHHH QQ 88s I")
+_HEADER = struct.Struct("<2sBB 4s IIIII HHHH QQ 88s Q I")
 _KIND = struct.Struct("<BBBB")
 _SIZES = struct.Struct(f"<QQ II {MAX_DIMS}Q")
 HEADER_BYTES = _HEADER.size
-_BODY_BYTES = HEADER_BYTES - 4  # what the checksum is of
+_BODY_BYTES = HEADER_BYTES - 4  # what the CRC is of
+_SEALED = 2  # the flag of a chunk with a checksum
 # What libzmq may accept in one frame: a chunk and room for a header.
 MAX_MESSAGE = CHUNK + 4096
 
@@ -105,6 +113,7 @@ class Header(Struct, frozen=True):
         raw: Bytes of this chunk, unpacked.
         size: Bytes of this chunk as sent.
         masked: BACKWARD: the chunk holds only the values under the mask that both ends know.
+        seal: Checksum of the chunk as sent, None where it has none.
     """
 
     task: Task
@@ -117,6 +126,7 @@ class Header(Struct, frozen=True):
     raw: int
     size: int
     masked: bool = False
+    seal: int | None = None
 
 
 def payload_bytes(task: Task) -> memoryview:
@@ -135,7 +145,9 @@ def payload_bytes(task: Task) -> memoryview:
     return tensor.data.cast("B") if tensor.nbytes else _NOTHING
 
 
-def messages(task: Task, packing: Packing, credit: int, sender: int | None = None) -> Iterator[Message]:
+def messages(
+    task: Task, packing: Packing, credit: int, sender: int | None = None, *, sealed: bool = False
+) -> Iterator[Message]:
     """Gives a task's messages one after the other, packed when they are asked for.
 
     Args:
@@ -143,6 +155,7 @@ def messages(task: Task, packing: Packing, credit: int, sender: int | None = Non
         packing: How to pack; a chunk that would not get smaller travels as it is.
         credit: Bytes given back to the receiver for this owner, told once, in the first message.
         sender: Place code of who sends it; the task's if not given.
+        sealed: Give each chunk a checksum.
 
     Yields:
         Header and chunk of each message; the chunk is None for a task without a tensor.
@@ -154,35 +167,35 @@ def messages(task: Task, packing: Packing, credit: int, sender: int | None = Non
     data = payload_bytes(task)
     total = len(data)
     for offset in range(0, max(total, 1), CHUNK):
-        yield _message(task, packing, credit, sender, data[offset : offset + CHUNK], total, offset)
+        yield _message(task, packing, credit, sender, data[offset : offset + CHUNK], total, offset, sealed)
         credit = 0
 
 
-def only_message(task: Task, packing: Packing, credit: int, sender: int) -> Message:
+def only_message(task: Task, packing: Packing, credit: int, sender: int, sealed: bool) -> Message:
     """Gives the message of a task whose tensor, if any, is one chunk: `messages` without the generator."""
     data = payload_bytes(task)
-    return _message(task, packing, credit, sender, data, len(data), 0)
+    return _message(task, packing, credit, sender, data, len(data), 0, sealed)
 
 
 def _message(
-    task: Task, packing: Packing, credit: int, sender: int, chunk: memoryview, total: int, offset: int
+    task: Task, packing: Packing, credit: int, sender: int, chunk: memoryview, total: int, offset: int, sealed: bool
 ) -> Message:
     tensor = task.tensor
     if tensor is None:
         return _header(task, sender, credit, *_NO_TENSOR), None
     raw = len(chunk)
     number, masked, body = (NONE.number, False, chunk) if packing is NONE else packing(chunk, offset)
-    flag = task.relu or masked
-    kind, sizes = _written(number, _DTYPE_CODES[tensor.dtype], flag, tensor.shape, total, offset, raw, len(body))
-    return _header(task, sender, credit, kind, sizes), body
+    flags = (task.relu or masked) + _SEALED * sealed
+    kind, sizes = _written(number, _DTYPE_CODES[tensor.dtype], flags, tensor.shape, total, offset, raw, len(body))
+    return _header(task, sender, credit, kind, sizes, xxh3_64_intdigest(body) if sealed else 0), body
 
 
-def _header(task: Task, sender: int, credit: int, kind: bytes, sizes: bytes) -> bytes:
+def _header(task: Task, sender: int, credit: int, kind: bytes, sizes: bytes, seal: int = 0) -> bytes:
     try:
         body = _HEADER.pack(
             MAGIC, VERSION, task.op, kind,
             task.plan, task.owner, task.round, task.epoch, task.batch, task.micro, task.micros, sender, 0,
-            task.count, credit, sizes, 0,
+            task.count, credit, sizes, seal, 0,
         )[:_BODY_BYTES]  # fmt: skip
     except struct.error as error:
         raise LocalProtocolError(f"{task}: a number has no room in the header: {error}") from error
@@ -191,14 +204,14 @@ def _header(task: Task, sender: int, credit: int, kind: bytes, sizes: bytes) -> 
 
 @lru_cache(1024)
 def _written(
-    codec: int, dtype: int, flag: bool, shape: tuple[int, ...], total: int, offset: int, raw: int, size: int
+    codec: int, dtype: int, flags: int, shape: tuple[int, ...], total: int, offset: int, raw: int, size: int
 ) -> tuple[bytes, bytes]:
     """Gives the two parts of a header that tell of the chunk alone; they repeat from task to task."""
     dims = (*shape, *_NO_DIMS[len(shape) :])
-    return _KIND.pack(codec, dtype, len(shape), flag), _SIZES.pack(total, offset, raw, size, *dims)
+    return _KIND.pack(codec, dtype, len(shape), flags), _SIZES.pack(total, offset, raw, size, *dims)
 
 
-_NO_TENSOR = _written(0, 0, False, (), 0, 0, 0, 0)
+_NO_TENSOR = _written(0, 0, 0, (), 0, 0, 0, 0)
 
 
 def parse(data: bytes | memoryview, limit: int) -> Header:
@@ -213,24 +226,51 @@ def parse(data: bytes | memoryview, limit: int) -> Header:
 
     Raises:
         RemoteProtocolError: Anything in it is not as this module writes it.
+        DamagedError: It was a header of ours, as far as can be told, and has been changed on the way.
     """
     if len(data) != HEADER_BYTES:
         raise RemoteProtocolError(f"a header has {HEADER_BYTES} bytes, this frame {len(data)}")
     (magic, version, op, kind, plan, owner, round_, epoch, batch, micro, micros, sender, zero, count, credit,
-     sizes, checksum) = _HEADER.unpack(data)  # fmt: skip
+     sizes, seal, checksum) = _HEADER.unpack(data)  # fmt: skip
+    intact = checksum == crc32(data[:_BODY_BYTES])
     if magic != MAGIC or version != VERSION:
-        raise RemoteProtocolError(
-            f"header with magic {magic!r} version {version}, expected {MAGIC!r} version {VERSION}"
-        )
-    if checksum != crc32(data[:_BODY_BYTES]):
-        raise RemoteProtocolError("header checksum does not match")
+        text = f"header with magic {magic!r} version {version}, expected {MAGIC!r} version {VERSION}"
+        raise RemoteProtocolError(text) if intact else _damaged(text, data, limit)
+    if not intact:
+        raise _damaged("header checksum does not match", data, limit)
     if op not in _OPS or zero or micro >= micros:
         raise RemoteProtocolError(f"header with op {op} micro {micro} of {micros} and {zero} where zero must be")
-    codec, dtype, shape, total, offset, raw, size, relu, masked = _layout(op, kind, sizes)
+    codec, dtype, shape, total, offset, raw, size, relu, masked, sealed = _layout(op, kind, sizes)
+    if seal and not sealed:
+        raise RemoteProtocolError(f"header with checksum {seal:016x} of a chunk that has none")
     if total > limit:
         raise RemoteProtocolError(f"tensor of {total} bytes is over the limit of {limit} (network.max_tensor_bytes)")
     task = Task(_OPS[op], plan, owner, round_, epoch, batch, micro, micros, count, sender, None, relu)
-    return Header(task, codec, dtype, shape, credit, total, offset, raw, size, masked)
+    return Header(task, codec, dtype, shape, credit, total, offset, raw, size, masked, seal if sealed else None)
+
+
+def _damaged(text: str, data: bytes | memoryview, limit: int) -> RemoteProtocolError:
+    """Gives the error for a header whose CRC does not match: a single bit that was flipped can be found."""
+    whole = mended(bytes(data))
+    if whole is None:
+        return RemoteProtocolError(text)
+    try:
+        task = parse(whole, limit).task
+    except RemoteProtocolError:
+        return RemoteProtocolError(text)
+    return DamagedError(f"{task}: {text}", task)
+
+
+def check_chunk(header: Header, chunk: bytes | memoryview) -> None:
+    """Holds a chunk, as it arrived, against the checksum in its header, where it has one.
+
+    Raises:
+        DamagedError: It has been changed on the way.
+    """
+    if header.seal is not None and header.seal != (found := xxh3_64_intdigest(chunk)):
+        where = f"chunk of {header.size} bytes at {header.offset} of {header.total}"
+        text = f"{where} was changed on the way: checksum {found:016x}, sent with {header.seal:016x}"
+        raise DamagedError(f"{header.task}: {text}", header.task)
 
 
 def split(frame: memoryview, limit: int) -> list[tuple[Header, memoryview]]:
@@ -253,30 +293,29 @@ def split(frame: memoryview, limit: int) -> list[tuple[Header, memoryview]]:
         start += HEADER_BYTES
         chunk = frame[start : start + header.size]
         if len(chunk) != header.size or header.size > INLINE:
-            raise RemoteProtocolError(
-                f"{header.task}: chunk of {header.size} bytes in a frame with {len(frame) - start} left"
-            )
+            text = f"chunk of {header.size} bytes in a frame with {len(frame) - start} left"
+            raise DamagedError(f"{header.task}: {text}", header.task)
         start += header.size
         found.append((header, chunk))
     return found
 
 
-_Layout = tuple[int, np.dtype[np.generic] | None, tuple[int, ...], int, int, int, int, bool, bool]
+_Layout = tuple[int, np.dtype[np.generic] | None, tuple[int, ...], int, int, int, int, bool, bool, bool]
 
 
 # Tensors of a layer follow each other with one shape. What was found wrong is not kept.
 @lru_cache(1024)
 def _layout(op: int, kind: bytes, sizes: bytes) -> _Layout:
-    """Reads and checks what a header says of its chunk: codec, dtype, shape, total, offset, raw, size, relu, masked."""
-    codec, dtype, ndim, flag = _KIND.unpack(kind)
-    if codec >= len(CODECS) or dtype > len(DTYPES) or ndim > MAX_DIMS or flag > 1:
-        raise RemoteProtocolError(f"header with codec {codec} dtype {dtype} ndim {ndim} flags {flag}")
+    """Reads and checks what a header says of its chunk, from the codec on; last relu, masked, sealed."""
+    codec, dtype, ndim, flags = _KIND.unpack(kind)
+    if codec >= len(CODECS) or dtype > len(DTYPES) or ndim > MAX_DIMS or flags > (3 if dtype else 0):
+        raise RemoteProtocolError(f"header with codec {codec} dtype {dtype} ndim {ndim} flags {flags}")
     total, offset, raw, size, *dims = _SIZES.unpack(sizes)
     found = DTYPES[dtype - 1] if dtype else None
     shape = tuple(dims[:ndim])
-    relu, masked = _flags(_OPS[op], found, codec, bool(flag))
+    relu, masked = _flags(_OPS[op], found, codec, bool(flags & 1))
     _check_sizes(found, shape, dims[ndim:] != _NO_DIMS[ndim:], total, offset, raw, size, codec, masked)
-    return codec, found, shape, total, offset, raw, size, relu, masked
+    return codec, found, shape, total, offset, raw, size, relu, masked, bool(flags & _SEALED)
 
 
 def _flags(op: Op, kind: np.dtype[np.generic] | None, codec: int, flag: bool) -> tuple[bool, bool]:

@@ -1,0 +1,35 @@
+"""The job's section `guard`: what is refused of data owners although it has the right form."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from msgspec import Meta
+
+from zmpsl.job.settings import Settings
+
+__all__ = ["Guard"]
+
+
+class Guard(Settings, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Limits to what an owner may do to the model; none where not given. Who goes beyond is sent away by name."""
+
+    gradient_norm: Annotated[
+        Annotated[float, Meta(gt=0)] | None,
+        Meta(
+            description=(
+                "most L2 norm of the gradient that an owner sends for one micro-batch; the last compute node looks;"
+                " null: any"
+            )
+        ),
+    ] = None
+    update_norm: Annotated[
+        Annotated[float, Meta(gt=0)] | None,
+        Meta(
+            description=(
+                "most L2 norm of what an owner's round changes in the parameters of one compute node's part, or of the"
+                " owner's two parts together (of these from the second round on: the aggregator has no weights before);"
+                " null: any"
+            )
+        ),
+    ] = None
