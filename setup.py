@@ -47,8 +47,10 @@ setup(
         # The solver, 600 MB unpacked, and the simulator.
         "manager": ["mip>=1.17,<3; platform_machine in 'x86_64 aarch64 arm64 AMD64'", "simpy>=4"],
         "digits": ["scikit-learn>=1.4"],  # the data of the built-in job
+        "secure": ["cryptography>=42"],  # data owners, where a job has privacy.secure_average
         "report": ["matplotlib>=3.8", "rich>=13"],  # HTML report and live progress
         "dev": [
+            "cryptography>=42",
             "hypothesis>=6.100",
             "mypy>=1.11",
             "psutil>=5.9",

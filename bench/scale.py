@@ -51,8 +51,6 @@ from zmpsl.roles.planning import measured_of
 
 DIGITS = Path(__file__).parents[1] / "docs" / "planning" / "digits-profile.json"
 COMMON = ["evaluate.every=0", "network.join_timeout_s=300", "network.lost_after_s=30"]
-# Batches of a round of `scale`: enough for filling and emptying the pipe to be little of it.
-ROUND_BATCHES = 300
 REPLICAS = 15
 # The paper's batch is 128, ours this; links are slower by as much.
 SAMPLES, SHRINK = 8, 16
@@ -132,7 +130,7 @@ def scale_case(owners: int) -> dict[str, Any]:
     """So many owners of one kind on two nodes that compute."""
     kind = {
         "count": owners, "slow_down": 100, "bytes_per_s": 12.5e6, "latency_s": 0.005, "compute": "none",
-        "batches": max(1, ROUND_BATCHES // owners),
+        "batches": max(1, click.get_current_context().params["batches"] // owners),
     }  # fmt: skip
     node = {"name": "node", "count": 2, "slow_down": 20, "compute": "timed"}
     devices = {"profile": str(DIGITS), "owners": [kind], "nodes": [node], "replicas": min(owners, REPLICAS)}
@@ -223,9 +221,7 @@ def slow_links(paper: Paper) -> list[dict[str, Any]]:
 
 def relay(paper: Paper) -> list[dict[str, Any]]:
     """SplitNN over real sockets: one owner after the other, with one batch each."""
-    return [
-        paper.run(f"in turn: {fast} d1 + {30 - fast} d2", mix(fast, batches=1), 20, replicas=1) for fast in (30, 15, 0)
-    ]
+    return [paper.run(f"in turn: {fast} d1 + {30 - fast} d2", mix(fast, batches=1), 20, replicas=1) for fast in (30, 0)]
 
 
 def show_scale(runs: Sequence[dict[str, Any]]) -> str:
@@ -262,9 +258,10 @@ def show_paper(runs: Sequence[dict[str, Any]]) -> str:
 @click.option("--only", default="scale,mix,links,relay", show_default=True, help="Which parts.")
 @click.option("--owners", default="10,30,100,300", show_default=True, help="Numbers of owners of the first part.")
 @click.option("--rounds", default=3, show_default=True, help="Rounds of each run; the first does not count.")
+@click.option("--batches", default=300, show_default=True, help="Of a round of the first part: few fill no pipe.")
 @click.option("--data", default=os.environ.get("ZMPSL_DATA", ""), help="Folder with the authors' numbers.")
 @click.option("--json", "json_path", type=click.Path(path_type=Path), help="Write all figures here too.")
-def main(more: bool, only: str, owners: str, rounds: int, data: str, json_path: Path | None) -> None:
+def main(more: bool, only: str, owners: str, data: str, json_path: Path | None, **_sizes: int) -> None:
     """Runs the parts and prints their tables."""
     print(machine(f"python bench/scale.py {' '.join(sys.argv[1:])}"))
     parts, found = only.split(","), dict[str, list[dict[str, Any]]]()

@@ -21,7 +21,9 @@ from zmpsl.job.emulation import NodeClass, OwnerClass, PartSeconds
 from zmpsl.job.emulation_page import page
 from zmpsl.launch.processes import crowds
 from zmpsl.manager_loop import ManagerNode
+from zmpsl.messages import Join
 from zmpsl.observe.events import Event, NoticeEvent, PlanEvent, RoundEvent
+from zmpsl.roles.admission import rooms_of
 from zmpsl.roles.aggregator import Aggregator
 from zmpsl.roles.compute import ComputeNode
 from zmpsl.roles.manager import Manager
@@ -32,6 +34,10 @@ from zmpsl.transport.shaping import Lane, lane_of
 
 ROOT = Path(__file__).parents[1]
 PLANNING = ROOT / "docs" / "planning"
+
+
+# The seconds of the profiles do not matter here, so little time is spent on them.
+QUICK = [*TINY, "planning.budget_s=0.05"]
 
 
 def written(folder: Path, text: str) -> Path:
@@ -91,7 +97,7 @@ nodes:
 class TestRuns:
     @pytest.mark.parametrize("more", [[], ["train.micro_batches=3", "codec=lossless"]])
     def test_slow_devices_and_links_change_no_weight(self, tmp_path: Path, more: list[str]) -> None:
-        wanted = emulated(job(*TINY, *more), written(tmp_path, SLOW))
+        wanted = emulated(job(*QUICK, *more), written(tmp_path, SLOW))
         with CrowdRun(wanted).running() as run:
             run.finish()
         plain = structs.replace(wanted, emulate=Job().emulate, compute_nodes=None, cuts="even", codec=Job().codec)
@@ -104,7 +110,7 @@ class TestRuns:
     def test_measured_seconds_are_taken_for_the_host_s_own(self, tmp_path: Path) -> None:
         text = SLOW.replace("slow_down: 3,", "first: {forward_s: 0.02, backward_s: 0.01}, last: {forward_s: 0.01, "
                             "backward_s: 0.01},")  # fmt: skip
-        wanted = emulated(job(*TINY, "train.rounds=1", "evaluate.every=0"), written(tmp_path, text))
+        wanted = emulated(job(*QUICK, "train.rounds=1", "evaluate.every=0"), written(tmp_path, text))
         with CrowdRun(wanted).running() as run:
             run.finish()
         (event,) = run.of(RoundEvent)
@@ -131,7 +137,7 @@ nodes:
         assert any("Nobody trains here" in event.text for event in run.of(NoticeEvent))
 
     def test_the_command_starts_few_processes(self, tmp_path: Path) -> None:
-        options = [part for text in (*TINY, "train.rounds=1", "evaluate.every=0") for part in ("--set", text)]
+        options = [part for text in (*QUICK, "train.rounds=1", "evaluate.every=0") for part in ("--set", text)]
         written(tmp_path, SLOW)
         with cli("run", "--plain", "--emulate", "e.yaml", "--name", "r", *options, folder=tmp_path) as process:
             out, err = process.communicate(timeout=100)
@@ -144,7 +150,7 @@ nodes:
 
     def test_an_owner_without_the_memory_is_refused(self, tmp_path: Path) -> None:
         text = SLOW.replace("slow_down: 3,", "memory_bytes: 1000,")
-        wanted = emulated(job(*TINY), written(tmp_path, text))
+        wanted = emulated(job(*QUICK), written(tmp_path, text))
         with CrowdRun(wanted).running() as run, pytest.raises(JobError, match=r"owner-2 \(emulated far\).*1,000"):
             run.finish()
 
@@ -178,6 +184,17 @@ class TestFile:
     def test_what_is_wrong_and_where(self, tmp_path: Path, text: str, message: str) -> None:
         with pytest.raises(JobError, match=message):
             emulated(job(), written(tmp_path, text))
+
+    def test_a_node_that_computes_nothing_has_the_memory_of_its_class(self, tmp_path: Path) -> None:
+        text = f"""
+profile: {PLANNING / "digits-profile.json"}
+owners: [{{compute: none}}]
+nodes: [{{name: a, compute: none}}, {{name: b, compute: none, memory_bytes: 5e9}}, {{name: c, memory_bytes: 5e9}}]
+"""
+        wanted = emulated(job("memory=1GiB"), written(tmp_path, text))
+        joins = {f"node-{hop}": Join(role="compute", host="h", host_bytes=4 << 30) for hop in range(3)}
+        assert rooms_of(wanted, joins)[:2] == (None, 5 * 10**9)
+        assert rooms_of(wanted, joins)[2] <= 1 << 30
 
     def test_it_must_be_there(self, tmp_path: Path) -> None:
         with pytest.raises(JobError, match="cannot be read"):

@@ -6,7 +6,7 @@ import ast
 import importlib
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
 
@@ -25,7 +25,7 @@ LAYERS = [
     ["zmpsl.plan", "zmpsl.profiles"],
     ["zmpsl.codec_plain", "zmpsl.codec_planes", "zmpsl.codec_twins", "zmpsl.codec_kernels", "zmpsl.codec_rivals"],
     ["zmpsl.codecs", "zmpsl.state"],
-    ["zmpsl.packed_state"],
+    ["zmpsl.packed_state", "zmpsl.masking"],
     ["zmpsl.pool"],
     ["zmpsl.messages"],
     ["zmpsl.transport", *(f"zmpsl.transport.{name}" for name in PURE_TRANSPORT)],
@@ -197,6 +197,13 @@ class TestImports:
         assert {
             module for module in sources() if any(is_in(t, "zmq") for t in everything_imported(module))
         } == ZMQ_USERS
+
+    def test_cryptography_is_imported_where_parts_are_masked_and_only_then(self) -> None:
+        def users(imported: Callable[[str], set[str]]) -> list[str]:
+            return [module for module in sources() if any(is_in(name, "cryptography") for name in imported(module))]
+
+        assert users(everything_imported) == ["zmpsl.masking"]
+        assert users(imported_at_load) == []
 
     def test_torch_is_imported_only_where_models_are_built_and_trained(self) -> None:
         at_load = {module for module in sources() if any(is_in(target, "torch") for target in imported_at_load(module))}

@@ -72,6 +72,7 @@ class Record(Struct, kw_only=True, forbid_unknown_fields=True):
         fingerprint: Of the model's block list.
         committed: Digest of every role's state by round, oldest first.
         plan: Version of the last plan that may have been published.
+        owners: With `privacy.secure_average`, the owners of that plan.
         kept: The last committed round in which each owner trained with `optimizer.state: keep`.
     """
 
@@ -81,6 +82,7 @@ class Record(Struct, kw_only=True, forbid_unknown_fields=True):
     fingerprint: str
     committed: dict[int, dict[str, str]]
     plan: int = 0
+    owners: tuple[int, ...] = ()
     kept: dict[int, int] = {}
 
     @property

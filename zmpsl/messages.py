@@ -12,6 +12,7 @@ A member joins, is welcomed to a place, gets the plan, builds its part, says rea
     Profiled        ------------>
                     <------------   Publish             (the plan, to everybody)
     Ready           ------------>
+                    <------------   MaskKeys            (to owners, where they mask what they hand in)
                     <------------   Begin (round g)
     Progress        ------------>
     Trained (owner) ------------>
@@ -44,46 +45,16 @@ from zmpsl.pool.spill import SpillStats
 from zmpsl.profiles import Profile
 
 __all__ = [
-    "Accuse",
-    "Begin",
-    "Broken",
-    "Committed",
-    "Describe",
-    "Described",
-    "Evaluate",
-    "Evaluated",
-    "Finish",
-    "FromManager",
-    "Join",
-    "Leave",
-    "LinkStats",
-    "Measure",
-    "Pause",
-    "Paused",
-    "Ping",
-    "Prepared",
-    "Probe",
-    "Probed",
-    "Profiled",
-    "Progress",
-    "Publish",
-    "Ready",
-    "Refused",
-    "Stats",
-    "Submit",
-    "ToManager",
-    "Trained",
-    "Trouble",
-    "Welcome",
-    "decode_from_manager",
-    "decode_to_manager",
-    "encode",
-    "PROTOCOL",
-]
+    "Accuse", "Begin", "Broken", "Committed", "Describe", "Described", "Evaluate", "Evaluated", "Finish",
+    "FromManager", "Join", "Leave", "LinkStats", "MaskKeys", "Measure", "Pause", "Paused", "Ping", "Prepared",
+    "Probe", "Probed", "Profiled", "Progress", "Publish", "Ready", "Refused", "Stats", "Submit", "ToManager",
+    "Trained", "Trouble", "Welcome", "decode_from_manager", "decode_to_manager", "encode", "PROTOCOL",
+]  # fmt: skip
 
 PROTOCOL = 2
 Text = Annotated[str, Meta(max_length=4000)]
 Name = Annotated[str, Meta(max_length=64)]
+MaskKey = Annotated[bytes, Meta(max_length=32)]
 
 
 class Message(Struct, frozen=True, kw_only=True, tag=True):
@@ -182,11 +153,15 @@ class Profiled(Message, frozen=True, kw_only=True, tag=True):
 
 
 class Ready(Message, frozen=True, kw_only=True, tag=True):
-    """The role holds its base weights for this plan; owners add how many training samples they have."""
+    """The role holds its base weights for this plan; owners add how many training samples they have.
+
+    With `privacy.secure_average` also `key`: the public half of the pair that its masks under this plan follow from.
+    """
 
     plan: int
     samples: int = 0
     batches: int = 0
+    key: MaskKey = b""
 
 
 class Progress(Message, frozen=True, kw_only=True, tag=True):
@@ -243,9 +218,13 @@ class Broken(Message, frozen=True, kw_only=True, tag=True):
 
 
 class Paused(Message, frozen=True, kw_only=True, tag=True):
-    """The role has dropped all work of that plan and touches nothing before the next one."""
+    """The role has dropped all work of that plan and touches nothing before the next one.
+
+    Owners add the last round for which they handed in their parts under that plan, -1 for none.
+    """
 
     plan: int
+    handed_in: int = -1
 
 
 class Trouble(Message, frozen=True, kw_only=True, tag=True):
@@ -309,6 +288,13 @@ class Pause(Message, frozen=True, kw_only=True, tag=True):
     plan: int
 
 
+class MaskKeys(Message, frozen=True, kw_only=True, tag=True):
+    """The public keys of all owners of a plan, by place; said to owners before the first round of it."""
+
+    plan: int
+    keys: dict[Name, MaskKey]
+
+
 class Begin(Message, frozen=True, kw_only=True, tag=True):
     """Train this round."""
 
@@ -355,8 +341,9 @@ OfPlan = Progress | Trained | Prepared | Evaluated | Broken
 FromMember = Described | Profiled | Ready | Paused | OfPlan | Trouble | Accuse | Leave
 ToManager = Join | Submit | Probe | FromMember
 FromManager = (
-    Refused | Welcome | Describe | Measure | Publish | Pause | Begin | Committed | Evaluate | Finish | Ping | Probed
-)
+    Refused | Welcome | Describe | Measure | Publish | Pause | MaskKeys | Begin | Committed | Evaluate | Finish | Ping
+    | Probed
+)  # fmt: skip
 
 _ENCODER = msgspec.msgpack.Encoder()
 _TO_MANAGER = msgspec.msgpack.Decoder(ToManager)

@@ -32,7 +32,8 @@ the rest is the [job](job.md)'s. Roles, protocol, plan, sockets and bytes are re
   and jitter. An owner has one such lane each way. The bytes pass the host's loopback in no time, so `codec: auto`,
   which measures the connection, does not see a slow link.
 - **Results.** Devices that compute train as if nothing was imitated: the weights are the same, bit for bit. With
-  `compute: none` nothing is trained; such runs are for trials of scale. They evaluate nothing, and cannot go on.
+  `compute: none` nothing is trained; such runs are for trials of scale. They evaluate nothing, and cannot go on. A node
+  that computes nothing has the memory of its class, however little the host has.
 
 `time_scale: 20` makes twenty seconds of the devices pass in one of the run: times are divided by it, rates multiplied.
 All that the run tells is in its own seconds. Progress lines, report and metrics say that a run is emulated, and how.

@@ -267,6 +267,33 @@ def _line(node: yaml.Node | None, parts: list[str]) -> int:
 # -- what no single field can tell ------------------------------------------------------------------------------------
 
 
+def _check_secure_average(job: Job, source: str) -> None:
+    if not job.privacy.secure_average:
+        return
+    if job.owners < 3:
+        raise JobError(
+            f"{source}: privacy.secure_average needs owners: 3 or more, not {job.owners}; of two, each could take its"
+            " own part off the average and have the other's"
+        )
+    if job.optimizer.name == "adam" and job.optimizer.state == "average":
+        raise JobError(
+            f"{source}: privacy.secure_average rounds what is averaged to steps of 3.7e-9, too coarse for Adam's"
+            " squared gradients; use optimizer.state: reset"
+        )
+    if job.guard.update_norm is not None:
+        raise JobError(
+            f"{source}: privacy.secure_average hides from the aggregator what guard.update_norm would have it measure;"
+            " give one of the two"
+        )
+    if job.recover.round_s is not None:
+        raise JobError(
+            f"{source}: with privacy.secure_average a round that owners may have handed in cannot go on without one of"
+            " them, so recover.round_s must be null"
+        )
+    if job.emulate.thin:
+        raise JobError(f"{source}: privacy.secure_average needs owners and nodes that compute, not compute: none")
+
+
 def check_job(job: Job, source: str) -> None:
     """Checks what no single field can tell; `source` names the job in messages.
 
@@ -292,6 +319,7 @@ def check_job(job: Job, source: str) -> None:
             f"{source}: privacy.noise {job.privacy.noise:g} is a multiple of privacy.clip_norm, which is not given; "
             f"without a bound no noise hides anything, give one such as 1.0"
         )
+    _check_secure_average(job, source)
     known = {
         "owner",
         "aggregator",

@@ -1,4 +1,4 @@
-"""The job's section `privacy`: what an owner does to the smashed data before they leave it."""
+"""The job's section `privacy`: what an owner does to its smashed data and its parts before they leave it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ __all__ = ["Privacy"]
 
 
 class Privacy(Settings, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """What owners do against inference from smashed data; nothing where not given (see docs/privacy.md)."""
+    """What owners do against inference from what they send; nothing where not given (see docs/privacy.md)."""
 
     clip_norm: Annotated[
         Annotated[float, Meta(gt=0)] | None,
@@ -45,6 +45,15 @@ class Privacy(Settings, frozen=True, forbid_unknown_fields=True, kw_only=True):
             )
         ),
     ] = 0.0
+    secure_average: Annotated[
+        bool,
+        Meta(
+            description=(
+                "owners mask what they hand in to the aggregator, so that it learns only their average; needs 3 owners"
+                " or more, and zmpsl[secure] where they run"
+            )
+        ),
+    ] = False
     max_share: Annotated[
         Annotated[float, Meta(gt=0, le=1)] | None,
         Meta(description="largest share of the model's trained parameters that one compute node may hold; null: any"),

@@ -8,6 +8,7 @@ import numpy as np
 
 from zmpsl.checkpoint import load_state, prune, save_parts
 from zmpsl.errors import CheckpointError, RemoteProtocolError
+from zmpsl.masking import MOST_SAMPLES, MaskedAverage, masked_bytes
 from zmpsl.messages import Accuse, Prepared, Ready
 from zmpsl.norms import change_norm, too_large
 from zmpsl.plan import AGGREGATOR, Plan, owner_name
@@ -32,7 +33,10 @@ class Aggregator(Member):
     def build(self, plan: Plan) -> Iterator[Action]:
         """Lays out the state; where a run goes on, sends the owners the stored average."""
         self.layout = ends_layout(plan.blocks, plan.bounds, plan.job.optimizer)
-        self.average = Average(self.layout)
+        secure = plan.job.privacy.secure_average
+        self.average = MaskedAverage(self.layout) if secure else Average(self.layout)
+        self._size = masked_bytes(self.layout) if secure else self.layout.nbytes
+        self._most = MOST_SAMPLES // len(plan.active) if secure else 1 << 62
         self._in: set[int] = set()
         self._base: np.ndarray[tuple[int, ...], np.dtype[np.uint8]] | None = None  # what the owners began from
         yield Connect(plan, 0, {plan.owners[index].name: plan.owners[index].endpoint for index in plan.active})
@@ -50,16 +54,17 @@ class Aggregator(Member):
         if (
             plan is None
             or task.tensor is None
-            or task.tensor.shape != (self.layout.nbytes,)
+            or task.tensor.shape != (self._size,)
             or task.tensor.dtype != np.uint8
-            or task.count < 1
+            or not 1 <= task.count <= self._most
         ):
             raise RemoteProtocolError(
-                f"{task}: owners hand in {self.layout.nbytes} bytes and at least 1 sample, not {task.count}"
+                f"{task}: owners hand in {self._size} bytes and 1 to {self._most} samples, not {task.count}"
             )
         if task.owner in self._in:
             raise RemoteProtocolError(f"{task}: handed in twice")
-        spoiled = not_finite(self.layout, task.tensor.view(np.uint8))
+        masked = isinstance(self.average, MaskedAverage)  # looks like noise; the owner itself has looked at it
+        spoiled = None if masked else not_finite(self.layout, task.tensor.view(np.uint8))
         if spoiled is not None:
             yield Say(Accuse(place=owner_name(task.owner), text=NOT_FINITE.format(owner=task.owner, name=spoiled)))
             return

@@ -30,6 +30,7 @@ from zmpsl.messages import (
     FromManager,
     Join,
     Leave,
+    MaskKeys,
     OfPlan,
     Paused,
     Ping,
@@ -167,6 +168,8 @@ class Manager(Publishing):
             case Ready():
                 yield from self._ready(seat, message)
             case Paused():
+                if seat.planned:
+                    self.recovery.seal.hear(seat.place, message, self.round)
                 seat.paused = max(seat.paused, message.plan)
                 yield from self._maybe_describe()
                 yield from self._maybe_replan()
@@ -250,12 +253,15 @@ class Manager(Publishing):
     def _ready(self, seat: Seat, message: Ready) -> Iterator[Action]:
         if self.phase is not Phase.BUILDING or self.plan is None or message.plan != self.plan.version:
             return
-        seat.ready = True
+        if self.plan.job.privacy.secure_average and seat.join.role == "owner" and len(message.key) != 32:
+            raise RemoteProtocolError(f"{seat.place} says it is ready, but with no public key for its masks")
+        seat.ready, seat.key = True, message.key
         self.board.batches_total += message.batches
         if self._cutting is not None:
             self._cutting.batches[seat.place] = message.batches
         if all(each.ready for each in self.roster if each.planned):
             self.round = self.plan.start_round
+            yield from self._share_keys(self.plan)
             cutting = self._cutting
             known = cutting is not None and cutting.bounds == self.plan.bounds
             self.board.expected = cutting.expect(self._training.limit) if cutting and known else None
@@ -265,11 +271,21 @@ class Manager(Publishing):
             else:
                 yield from self._begin_or_finish()
 
+    def _share_keys(self, plan: Plan) -> Iterator[Action]:
+        """Tells owners one another's public keys, for the masks on what they hand in."""
+        if not plan.job.privacy.secure_average:
+            return
+        owners = [seat for seat in self.roster if seat.planned and seat.join.role == "owner"]
+        for seat in owners:
+            yield Tell(seat.identity, MaskKeys(plan=plan.version, keys={each.place: each.key for each in owners}))
+
     def _begin_or_finish(self) -> Iterator[Action]:
         if self.job is not None and self.round >= self.job.train.rounds:
             yield from self.finish(0, f"{self.job.train.rounds} rounds committed")
             return
-        if any(not seat.planned and not seat.standby for seat in self.roster):  # who was left out is back
+        kept_out = self.recovery.seal.keeps_out
+        if any(not seat.planned and not seat.standby and not kept_out(seat.place) for seat in self.roster):
+            # Who was left out is back.
             yield from self._pause_all()
             return
         self.phase = Phase.TRAINING
@@ -317,6 +333,7 @@ class Manager(Publishing):
         if self.folder is not None:
             write_index(self.folder, plan, self.round, digests)
             write_record(self.folder, record)
+        self.recovery.seal.lift()
         self.board.committed(self.round, digests)
         yield from self._tell_all(Committed(round=self.round, digests=digests))
         every = self.job.evaluate.every

@@ -58,6 +58,8 @@ class ManagerState(ABC):
         self.rejected = 0
         self.roster = Roster()
         self.recovery = Recovery()
+        if resume is not None and resume.owners:
+            self.recovery.seal.keep(resume.owners)
         self._observers: set[bytes] = set()
         self._waiting: set[str] = set()
         self._since: float | None = None

@@ -25,6 +25,7 @@ from zmpsl.messages import (
     FromManager,
     Join,
     LinkStats,
+    MaskKeys,
     Measure,
     Pause,
     Paused,
@@ -134,6 +135,8 @@ class Member:
                 yield from self._publish(message.plan)
             case Pause():
                 yield from self._pause(message.plan)
+            case MaskKeys() if self.plan is not None and message.plan == self.plan.version:
+                self.agree(message)
             case Begin():
                 yield from self.begin(message.round)
             case Evaluate():
@@ -236,6 +239,13 @@ class Member:
         """Profiles the blocks it could hold; one data owner and some compute nodes are asked."""
         yield Say(Profiled(profile=None, text="a role of its kind measures nothing"))
 
+    def agree(self, message: MaskKeys) -> None:
+        """Learns the other owners' public keys; only owners are told."""
+
+    def handed_in(self, version: int) -> int:
+        """Tells the last round for which parts were handed in under that plan, -1 for none."""
+        return -1
+
     def begin(self, round_: int) -> Iterator[Action]:
         """Starts to train a round."""
         yield from ()
@@ -295,7 +305,7 @@ class Member:
             self.plan = None
             self.pause()
             yield Disconnect()
-        yield Say(Paused(plan=version))
+        yield Say(Paused(plan=version, handed_in=self.handed_in(version)))
 
     def _publish(self, plan: Plan) -> Iterator[Action]:
         if self.plan is not None and plan.version <= self.plan.version:

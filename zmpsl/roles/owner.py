@@ -26,7 +26,8 @@ from zmpsl.engine.footprint import model_footprints
 from zmpsl.engine.owner import OwnerEngine
 from zmpsl.errors import DataError, RemoteProtocolError
 from zmpsl.job.schema import Data, Job
-from zmpsl.messages import Describe, Described, Evaluated, Measure, Progress, Ready, Trained
+from zmpsl.masking import Masker
+from zmpsl.messages import Describe, Described, Evaluated, MaskKeys, Measure, Progress, Ready, Trained
 from zmpsl.plan import AGGREGATOR, Activation, Plan, held_by_nodes, micro_samples, node_name
 from zmpsl.roles.actions import Action, Connect, Say, Send
 from zmpsl.roles.member import Member
@@ -59,6 +60,8 @@ class DataOwner(Member):
         self._batches: Iterator[Batch] = iter(())
         self._evaluation: Evaluation | None = None
         self._data_of: Job | None = None
+        self._masker: Masker | None = None
+        self._handed_in = 0, -1  # plan and round for which the parts last left
         self._global = -1  # round whose average the base holds
         self._wanted: list[tuple[str, int]] = []  # rounds to begin or evaluate once their base is here
 
@@ -123,11 +126,21 @@ class DataOwner(Member):
             self.data, self._data_of = self._load_data(plan.job, self.index), plan.job
         kept = self.keep_states(plan, [self.index], [0, plan.parts - 1])
         self.engine = OwnerEngine(plan, self.index, self._secret, kept)
+        self._masker = Masker(plan, self.index) if plan.job.privacy.secure_average else None
         self._tally = Tally()
         ends = {peer.name: peer.endpoint for peer in (plan.nodes[0], plan.nodes[-1], plan.aggregator)}
         yield Connect(plan, OWNER_SENDER, ends)
         if plan.start_round == 0:  # else once the stored average is here
             yield self._ready(plan)
+
+    def agree(self, message: MaskKeys) -> None:
+        """Takes the other owners' keys, for the masks."""
+        if self._masker is not None:
+            self._masker.agree(message.keys)
+
+    def handed_in(self, version: int) -> int:
+        """Tells the last round for which the parts have left under that plan."""
+        return self._handed_in[1] if self._handed_in[0] == version else -1
 
     def begin(self, round_: int) -> Iterator[Action]:
         """Trains a round as soon as its base weights are here."""
@@ -254,9 +267,12 @@ class DataOwner(Member):
 
     def _close_round(self) -> Iterator[Action]:
         version, done = self._plan().version, self._tally
+        flat, masker = self.engine.flat, self._masker
+        parts = flat if masker is None else masker.mask(flat, done.samples, self.round)
+        self._handed_in = version, self.round
         yield Send(node_name(0), Task(Op.CLOSE, version, self.index, self.round, count=done.samples))
         # The state is not touched before the average of it comes back, so it may travel from where it lies.
-        part = Task(Op.PART, version, self.index, self.round, count=done.samples, tensor=self.engine.flat)
+        part = Task(Op.PART, version, self.index, self.round, count=done.samples, tensor=parts)
         yield Send(AGGREGATOR, part)
         self.engine.keep(self.round)
         yield Say(
@@ -300,7 +316,8 @@ class DataOwner(Member):
 
     def _ready(self, plan: Plan) -> Action:
         batches = count_batches(self.data, plan.job, self.index)
-        return Say(Ready(plan=plan.version, samples=len(self.data.train), batches=batches))
+        key = b"" if self._masker is None else self._masker.public
+        return Say(Ready(plan=plan.version, samples=len(self.data.train), batches=batches, key=key))
 
     # -- evaluation ---------------------------------------------------------------------------------------------------
 

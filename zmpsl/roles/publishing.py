@@ -17,6 +17,7 @@ from zmpsl.plan import (
     AGGREGATOR,
     Block,
     Footprint,
+    Peer,
     Plan,
     check_cuts,
     check_exposure,
@@ -31,7 +32,7 @@ from zmpsl.roles.admission import Places
 from zmpsl.roles.manager_state import Phase
 from zmpsl.roles.planning import CutPlanning
 from zmpsl.roles.recovering import Recovering
-from zmpsl.roles.roster import listed
+from zmpsl.roles.roster import NEW, listed
 
 __all__ = ["Publishing"]
 
@@ -102,6 +103,7 @@ class Publishing(Recovering):
         self._run = self._run or f"{job.name}-{time.strftime('%Y%m%d-%H%M%S')}"
         self._check_exposure(job, blocks, bounds)
         start, digests = self._resume_point(blocks)
+        self.recovery.seal.settle()
         joins = {seat.place: seat.join for seat in self.roster}
         places = Places(job, blocks, bounds, self._described_as.footprints, joins)
         self._training, self._evaluating = places.training, places.evaluating
@@ -116,7 +118,7 @@ class Publishing(Recovering):
             bounds=bounds,
             aggregator=self.roster.peer(AGGREGATOR),
             nodes=tuple(self.roster.peer(node_name(hop)) for hop in range(job.nodes)),
-            owners=tuple(self.roster.peer(owner_name(index)) for index in range(job.owners)),
+            owners=tuple(self._owner_peer(owner_name(index)) for index in range(job.owners)),
             start_round=start,
             digests=digests,
             stored=self.record.bounds if start and self.record is not None and self.record.bounds != bounds else (),
@@ -134,10 +136,15 @@ class Publishing(Recovering):
             self.board.notice(str(places))
         self.phase, self._since, self._late = Phase.BUILDING, None, frozenset()
         for seat in self.roster:
-            if not seat.standby:
+            if self.recovery.seal.keeps_out(seat.place):
+                seat.planned, seat.ready, seat.paused = False, False, NEW  # it waits for the next plan
+            elif not seat.standby:
                 seat.planned, seat.ready, seat.paused = True, False, 0
         for identity in self._everybody():
             yield Tell(identity, Publish(plan=plan))
+
+    def _owner_peer(self, place: str) -> Peer:
+        return Peer(place, "") if self.recovery.seal.keeps_out(place) else self.roster.peer(place)
 
     def _check_exposure(self, job: Job, blocks: tuple[Block, ...], bounds: tuple[int, ...]) -> None:
         try:
@@ -154,6 +161,7 @@ class Publishing(Recovering):
                 run=plan.run, job=plan.job, bounds=plan.bounds, fingerprint=fingerprint(plan.blocks), committed={}
             )
         self.record.job, self.record.plan = plan.job, plan.version
+        self.record.owners = plan.active if plan.job.privacy.secure_average else ()
         if self.folder is not None:
             write_record(self.folder, self.record)
             write_text(self.folder / "job.yaml", dump_job(plan.job).encode())

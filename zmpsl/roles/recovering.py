@@ -136,6 +136,8 @@ class Recovering(ManagerState):
         yield from self._pause_all()
 
     def _pause_all(self) -> Iterator[Action]:
+        if self.phase is Phase.TRAINING and self.plan is not None:
+            self.recovery.seal.close(self.plan)
         self.phase = Phase.RECOVERING
         self._since = None
         for seat in self.roster:

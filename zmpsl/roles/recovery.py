@@ -10,6 +10,7 @@ import math
 from dataclasses import dataclass, field
 
 from zmpsl.job.schema import Job
+from zmpsl.roles.seal import LEAST_OWNERS, Seal
 
 __all__ = ["Recovery"]
 
@@ -24,11 +25,13 @@ class Recovery:
     Attributes:
         reason: Why the last plan became void.
         suspects: Peers whose link broke: place -> what was told, and when it was heard.
+        seal: Who must take part in a round that is begun again.
         unscored: Round that is committed but not evaluated yet, None when there is none.
     """
 
     reason: str = ""
     suspects: dict[str, tuple[str, float | None]] = field(default_factory=dict)
+    seal: Seal = field(default_factory=Seal)
     unscored: int | None = None
     _round: int = -1
     _attempts: int = 0
@@ -55,8 +58,10 @@ class Recovery:
         self._round = round_
         return self._attempts
 
-    @staticmethod
-    def may_leave_out(job: Job, missing: set[str]) -> bool:
+    def may_leave_out(self, job: Job, missing: set[str]) -> bool:
         """Tells whether the run may go on without these places: owners only, and enough of the others."""
-        needed = max(1, math.ceil(job.recover.quorum * job.owners))
+        least = LEAST_OWNERS if job.privacy.secure_average else 1
+        needed = max(least, math.ceil(job.recover.quorum * job.owners))
+        if self.seal.owners & missing:
+            return False
         return all(place.startswith("owner-") for place in missing) and job.owners - len(missing) >= needed

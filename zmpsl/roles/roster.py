@@ -72,6 +72,7 @@ class Seat:
         planned: It has a place in the current plan.
         heard_at: When it last said something, None before the manager has looked.
         unreachable_since: When its connection was found closed, None while it is open.
+        key: An owner's public key for masks under the current plan.
     """
 
     identity: bytes
@@ -82,6 +83,7 @@ class Seat:
     planned: bool = False
     heard_at: float | None = None
     unreachable_since: float | None = None
+    key: bytes = b""
 
     @property
     def standby(self) -> bool:
