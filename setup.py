@@ -59,7 +59,8 @@ setup(
             "ruff>=0.8",
             "types-PyYAML",
         ],
-        "bench": ["blosc2>=3", "grpcio>=1.60", "psutil>=5.9", "scikit-learn>=1.4", "Pillow>=10", "zstandard>=0.22"],
+        "bench": ["grpcio>=1.60", "psutil>=5.9", "scikit-learn>=1.4", "Pillow>=10"],
+        "rivals": ["blosc2>=3", "zstandard>=0.22"],  # what bench/codec.py and `zmpsl bench codec` show beside ours
     },
     entry_points={"console_scripts": ["zmpsl=zmpsl.cli:main"]},
     classifiers=["Programming Language :: Python :: 3", "Operating System :: POSIX :: Linux", "Typing :: Typed"],
