@@ -103,8 +103,8 @@ def test_metadata(wheel: zipfile.ZipFile):
     assert about["Requires-Python"] == ">=3.11"
     required = about.get_all("Requires-Dist") or []
     plain = {each.split(">")[0] for each in required if "extra ==" not in each}
-    assert plain == {"click", "lz4", "msgspec", "numpy", "pyzmq", "PyYAML", "safetensors"}
-    assert {"train", "manager", "digits", "report", "dev"} <= set(about.get_all("Provides-Extra") or [])
+    assert plain == {"click", "lz4", "msgspec", "numpy", "pyzmq", "PyYAML", "safetensors", "xxhash"}
+    assert {"train", "manager", "digits", "secure", "report", "dev"} <= set(about.get_all("Provides-Extra") or [])
     (entry,) = (each for each in wheel.namelist() if each.endswith("entry_points.txt"))
     assert "zmpsl = zmpsl.cli:main" in wheel.read(entry).decode()
 
