@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -31,6 +32,13 @@ def shared_data() -> Path:
     if not folder.is_dir():
         pytest.skip(f"real data are neither at $ZMPSL_DATA nor at {folder}")
     return folder
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _ctrl_c() -> None:
+    """A shell starts what shall run in the background deaf to Ctrl-C, and the commands under test would be so too."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session", autouse=True)
