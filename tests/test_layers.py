@@ -23,7 +23,10 @@ LAYERS = [
     ["zmpsl", "zmpsl.errors", "zmpsl.randomness", "zmpsl.models"],
     ["zmpsl.job", "zmpsl.keys"],
     ["zmpsl.plan", "zmpsl.profiles"],
-    ["zmpsl.codec_plain", "zmpsl.codec_planes", "zmpsl.codec_twins", "zmpsl.codec_kernels", "zmpsl.codec_rivals"],
+    [
+        *("zmpsl.codec_plain", "zmpsl.codec_planes", "zmpsl.codec_signs", "zmpsl.codec_twins"),
+        *("zmpsl.codec_kernels", "zmpsl.codec_rivals"),
+    ],
     ["zmpsl.codecs", "zmpsl.state"],
     ["zmpsl.packed_state", "zmpsl.masking"],
     ["zmpsl.pool"],
