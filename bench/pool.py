@@ -78,6 +78,8 @@ def job_of(model: str, cuts: list[int], owners: int, batch: int, rounds: int, in
             f"train.batch_size={batch}", f"train.rounds={rounds}", "train.local_epochs=1", "evaluate.every=0",
             f"owners_in_flight={in_flight or 'auto'}", "data.name=synthetic", "network.join_timeout_s=600",
             "network.lost_after_s=60",
+            # Gradients are made up, so a usual rate would let long runs diverge.
+            "optimizer.lr.initial=1e-6",
         ],
     )  # fmt: skip
 
