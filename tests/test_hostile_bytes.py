@@ -19,7 +19,7 @@ import msgspec
 import numpy as np
 import pytest
 import zmq
-from helpers import TINY, ThreadedRun, job, wait_for
+from helpers import TINY, ThreadedRun, job, told, untold, wait_for
 from zmq.utils.monitor import recv_monitor_message
 
 from zmpsl import messages as control
@@ -30,7 +30,7 @@ from zmpsl.loop import Node
 from zmpsl.messages import Join, Message, Stats, encode
 from zmpsl.roles.manager import Phase
 from zmpsl.roles.owner import DataOwner
-from zmpsl.transport.envelope import unwrap, wrap
+from zmpsl.transport.envelope import wrap
 from zmpsl.transport.task import Op, Task
 from zmpsl.transport.wire import CHUNK, INLINE, MAX_MESSAGE, OWNER_SENDER, messages
 
@@ -280,11 +280,6 @@ def test_claim_that_no_memory_can_hold():
 # -- the control plane -------------------------------------------------------------------------------------------------
 
 
-def told(message: Message) -> bytes:
-    """A control message as it travels."""
-    return wrap(encode(message), 0)
-
-
 def _nested(depth: int) -> bytes:
     return b"\x81\xa4type" + b"\x91" * depth + b"\x01"
 
@@ -391,9 +386,7 @@ def answered(besieged: Siege, stranger: zmq.Socket[bytes]) -> None:
     stranger.send(told(Join(role="observer")))
 
     def heard() -> bool:
-        if not stranger.poll(0):
-            return False
-        return isinstance(control.decode_from_manager(unwrap(stranger.recv())[0]), control.Publish)
+        return bool(stranger.poll(0)) and isinstance(untold(stranger.recv()), control.Publish)
 
     wait_for(lambda: heard() or besieged.run.manager.drain(0), 20)
     assert besieged.run.manager.error is None, besieged.run.manager.error
