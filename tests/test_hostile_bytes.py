@@ -286,9 +286,8 @@ def _nested(depth: int) -> bytes:
 
 def _bomb(value: bytes) -> bytes:
     """A job whose model has an argument that is not what it seems."""
-    submit = encode(control.Submit(job=job(*SMALL)))
-    at = submit.index(b"\xa4args\x80") + 5
-    return submit[:at] + b"\x81\xa1a" + value + submit[at + 1 :]
+    before, after = encode(control.Submit(job=job(*SMALL))).split(b"\xa4args\x80", 1)
+    return before + b"\xa4args\x81\xa1a" + value + after
 
 
 GARBAGE = {
