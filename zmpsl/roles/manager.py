@@ -27,6 +27,7 @@ from zmpsl.messages import (
     Described,
     Evaluate,
     Evaluated,
+    Finish,
     FromManager,
     Join,
     Leave,
@@ -184,6 +185,7 @@ class Manager(Publishing):
             case Broken():
                 self.recovery.suspect(message.peer, message.text or f"{seat} lost its connection to {message.peer}")
             case Progress():
+                self._standstill.hear(seat.place, message)
                 if message.round == self.round:
                     self.board.progress(seat.place, message)
             case Trained():
@@ -200,6 +202,9 @@ class Manager(Publishing):
                 yield from self._arrived(seat.place, Phase.EVALUATING, message.round)
 
     def _join(self, who: bytes, join: Join) -> Iterator[Action]:
+        if self.exit is not None:  # perhaps it has not heard
+            yield Tell(who, Finish(exit_code=self.exit.exit_code, text=self.exit.text))
+            return
         if join.role == "observer":
             self._observers.add(who)
             yield Tell(who, Welcome(place="", job=self.job))
@@ -291,6 +296,7 @@ class Manager(Publishing):
         self.phase = Phase.TRAINING
         self._waiting = {seat.place for seat in self.roster if seat.planned}
         self._digests = {}
+        self._standstill.restart()
         self.board.begin(self.round)
         yield from self._tell_owners(self._training.start(self.round), Begin(round=self.round), all_others=True)
 
@@ -348,6 +354,7 @@ class Manager(Publishing):
         self.phase = Phase.EVALUATING
         self._waiting = {plan.owners[index].name for index in plan.active}
         self.board.forget_scores()
+        self._standstill.restart()
         yield from self._tell_owners(self._evaluating.start(self.round), Evaluate(round=self.round))
 
     def _tell_owners(self, turn: list[str], message: FromManager, *, all_others: bool = False) -> Iterator[Action]:

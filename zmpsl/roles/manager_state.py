@@ -17,6 +17,7 @@ from zmpsl.roles.planning import CutPlanning
 from zmpsl.roles.recovery import Recovery
 from zmpsl.roles.roster import Roster
 from zmpsl.roles.scoreboard import Scoreboard
+from zmpsl.roles.standstill import Standstill
 
 __all__ = ["ManagerState", "Phase"]
 
@@ -74,6 +75,7 @@ class ManagerState(ABC):
         self._cutting: CutPlanning | None = None
         self._training, self._evaluating = Admission(), Admission()
         self._filling = Filling()
+        self._standstill = Standstill()
         if self.folder is not None:
             self.board.log_to(self.folder)
 
