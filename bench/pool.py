@@ -80,6 +80,7 @@ def job_of(model: str, cuts: list[int], owners: int, batch: int, rounds: int, in
             "network.lost_after_s=60",
             # Gradients are made up, so a usual rate would let long runs diverge.
             "optimizer.lr.initial=1e-6",
+            "recover.stalled_s=never",  # the owners say too seldom how far they are
         ],
     )  # fmt: skip
 

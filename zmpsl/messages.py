@@ -22,6 +22,13 @@ A member joins, is welcomed to a place, gets the plan, builds its part, says rea
     Evaluated       ------------>
                     <------------   Finish
 
+When an owner stalls and others wait for its place, the nodes set its replica aside, on disk, until it goes on:
+
+                    <------------   SetAside (owner)    (to all nodes)
+    Aside           ------------>                       (its place is given away when all have)
+    Aside           ------------>                       (a task of it came: it waits for a place)
+                    <------------   TakeUp (owner)      (to all nodes)
+
 When a role is lost, or a link between two lost messages, the plan is void and the round is begun again:
 
     Broken (a link)  ----------->
@@ -33,7 +40,7 @@ When a role is lost, or a link between two lost messages, the plan is void and t
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 import msgspec
 from msgspec import Meta, Struct
@@ -45,10 +52,11 @@ from zmpsl.pool.spill import SpillStats
 from zmpsl.profiles import Profile
 
 __all__ = [
-    "Accuse", "Begin", "Broken", "Committed", "Describe", "Described", "Evaluate", "Evaluated", "Finish",
+    "Accuse", "Aside", "Begin", "Broken", "Committed", "Describe", "Described", "Evaluate", "Evaluated", "Finish",
     "FromManager", "Join", "Leave", "LinkStats", "MaskKeys", "Measure", "Pause", "Paused", "Ping", "Prepared",
-    "Probe", "Probed", "Profiled", "Progress", "Publish", "Ready", "Refused", "Stats", "Submit", "ToManager",
-    "Trained", "Trouble", "Welcome", "decode_from_manager", "decode_to_manager", "encode", "PROTOCOL",
+    "Probe", "Probed", "Profiled", "Progress", "Publish", "Ready", "Refused", "SetAside", "Stats", "Submit",
+    "TakeUp", "ToManager", "Trained", "Trouble", "Welcome", "decode_from_manager", "decode_to_manager", "encode",
+    "PROTOCOL",
 ]  # fmt: skip
 
 PROTOCOL = 2
@@ -104,6 +112,7 @@ class Stats(Struct, frozen=True, kw_only=True):
     rejected: int = 0
     links: dict[Name, LinkStats] = {}
     spill: SpillStats = SpillStats()
+    aside: SpillStats = SpillStats()
 
 
 class Join(Message, frozen=True, kw_only=True, tag=True):
@@ -217,6 +226,20 @@ class Broken(Message, frozen=True, kw_only=True, tag=True):
     text: Text = ""
 
 
+class Aside(Message, frozen=True, kw_only=True, tag=True):
+    """What a compute node tells of an owner that it was asked to set aside, by its index.
+
+    `kept`: its replica is on disk, and its place free; `failed`: that could not be, and why; `came`: a task of it came
+    meanwhile and waits; `closed`: its work of this round is in the sum.
+    """
+
+    plan: int
+    round: int
+    owner: Annotated[int, Meta(ge=0)]
+    state: Literal["kept", "failed", "came", "closed"]
+    text: Text = ""
+
+
 class Paused(Message, frozen=True, kw_only=True, tag=True):
     """The role has dropped all work of that plan and touches nothing before the next one.
 
@@ -301,6 +324,20 @@ class Begin(Message, frozen=True, kw_only=True, tag=True):
     round: int
 
 
+class SetAside(Message, frozen=True, kw_only=True, tag=True):
+    """Write the replica of an owner to disk and give its place to others: it has stalled."""
+
+    round: int
+    owner: int
+
+
+class TakeUp(Message, frozen=True, kw_only=True, tag=True):
+    """An owner that was set aside has its place again."""
+
+    round: int
+    owner: int
+
+
 class Committed(Message, frozen=True, kw_only=True, tag=True):
     """This round counts: the manager's record is written."""
 
@@ -337,12 +374,12 @@ class Probed(Message, frozen=True, kw_only=True, tag=True):
     data: Annotated[bytes, Meta(max_length=1 << 20)] = b""
 
 
-OfPlan = Progress | Trained | Prepared | Evaluated | Broken
+OfPlan = Progress | Trained | Prepared | Evaluated | Broken | Aside
 FromMember = Described | Profiled | Ready | Paused | OfPlan | Trouble | Accuse | Leave
 ToManager = Join | Submit | Probe | FromMember
 FromManager = (
     Refused | Welcome | Describe | Measure | Publish | Pause | MaskKeys | Begin | Committed | Evaluate | Finish | Ping
-    | Probed
+    | Probed | SetAside | TakeUp
 )  # fmt: skip
 
 _ENCODER = msgspec.msgpack.Encoder()

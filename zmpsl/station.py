@@ -60,7 +60,7 @@ class Station:
         self.unpack = Unpacker(member.known_mask)
         self.strays = 0
         self._waiting: list[tuple[int, int, Task]] = []
-        self._parked: list[tuple[int, int, Task]] = []  # there is no room for them before somebody closes
+        self._parked: list[tuple[int, int, Task]] = []  # there is no room for them now
         self._order = count()
         member.links = self.traffic  # type: ignore[method-assign]
 
@@ -180,7 +180,9 @@ class Station:
         self._parked.clear()
 
     def _park(self) -> None:
-        """Puts aside what there is no room for; its sender gets no credit back meanwhile, so this is bounded."""
+        """Parks what there is no room for; its sender gets no credit back meanwhile, so this is bounded."""
+        if self._parked and self.member.more_room():
+            self._unpark()
         while self._waiting and not self.member.has_room(self._waiting[0][2]):
             self._parked.append(heapq.heappop(self._waiting))
 
@@ -199,10 +201,13 @@ class Station:
             yield from self.member.broken(sender_of(task), str(error))
             return
         if task.op is Op.CLOSE:
-            for parked in self._parked:
-                heapq.heappush(self._waiting, parked)
-            self._parked.clear()
+            self._unpark()
         self._used_up(task)
+
+    def _unpark(self) -> None:
+        for parked in self._parked:
+            heapq.heappush(self._waiting, parked)
+        self._parked.clear()
 
     def _used_up(self, task: Task) -> None:
         """Notes that the sender of a task gets its credit back."""

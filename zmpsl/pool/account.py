@@ -48,7 +48,8 @@ class PartMemory:
         micros: Micro-batches of one owner under way.
         evaluation: Activations of an evaluation batch while it is worked on.
         evaluation_slot: Messages of one owner that evaluates.
-        untrained: State that forward may change, such as running statistics.
+        untrained: State that forward may change, such as running statistics; each micro-batch under way keeps what it
+            was, so that forward can be run again.
         recompute: Activations are computed again before backward, instead of kept.
         spill: Optimiser state of a folded owner that is being written, where owners keep theirs.
     """
@@ -75,7 +76,7 @@ class PartMemory:
         """Saved activations of one owner."""
         if self.recompute:
             return self.micros * (self.inputs + self.untrained)
-        return self.micros * (self.inputs + self.saved + self.outputs)
+        return self.micros * (self.inputs + self.saved + self.outputs + self.untrained)
 
     @property
     def buffers(self) -> int:

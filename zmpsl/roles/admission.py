@@ -81,6 +81,15 @@ class Admission:
         self._flying.discard(owner)
         return self._fill()
 
+    def leave(self, owner: str) -> list[str]:
+        """An owner gives up its place before it is done; gives who begins next."""
+        return self.done(owner)
+
+    def queue(self, owner: str) -> list[str]:
+        """An owner that gave up its place wants one again, after all who wait now; gives who goes on or begins."""
+        self._next.append(owner)
+        return self._fill()
+
     def gone(self, owner: str) -> list[str]:
         """An owner will not finish, whether it has begun or not; gives who begins next."""
         if owner in self._next:

@@ -141,6 +141,11 @@ class Scoreboard:
             )
         )
 
+    def batches_of(self, place: str) -> int:
+        """Batches that an owner has trained in this round, as far as it told."""
+        told = self._owners.get(place)
+        return 0 if told is None else told.batches
+
     @property
     def work(self) -> tuple[int, dict[str, float]]:
         """Batches that were trained in this round by now, and the seconds each node has worked in it."""
@@ -168,6 +173,7 @@ class Scoreboard:
                 predicted_busy_s=self.expected.busy_s if self.expected is not None else {},
                 links=_links(self._finals),
                 spill={place: stats.spill for place, stats in self._finals.items() if stats.spill != SpillStats()},
+                aside={place: stats.aside for place, stats in self._finals.items() if stats.aside != SpillStats()},
             )
         )
         self._emit(CommitEvent(time=now, round=round_, digests=digests))
