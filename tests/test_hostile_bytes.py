@@ -27,9 +27,10 @@ from zmpsl.codecs import NONE
 from zmpsl.job import Job
 from zmpsl.launch.memory import MemoryRun
 from zmpsl.loop import Node
-from zmpsl.messages import Join, Message, Stats, encode
+from zmpsl.messages import Join, Message, encode
 from zmpsl.roles.manager import Phase
 from zmpsl.roles.owner import DataOwner
+from zmpsl.stats import Stats
 from zmpsl.transport.task import Op, Task
 from zmpsl.transport.wire import CHUNK, INLINE, MAX_MESSAGE, OWNER_SENDER, messages
 

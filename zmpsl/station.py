@@ -13,10 +13,10 @@ from itertools import count
 from zmpsl.errors import RemoteProtocolError
 from zmpsl.job.codec import Spec, parse_spec
 from zmpsl.job.schema import Codec as CodecSettings
-from zmpsl.messages import LinkStats
 from zmpsl.plan import AGGREGATOR, node_name, owner_name
 from zmpsl.roles.actions import Action, Connect, Send
 from zmpsl.roles.member import Member
+from zmpsl.stats import LinkStats
 from zmpsl.transport.damage import DamagedError
 from zmpsl.transport.outbox import Outbox
 from zmpsl.transport.packing import Packer, Tally, Unpacker

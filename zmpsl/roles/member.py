@@ -24,7 +24,6 @@ from zmpsl.messages import (
     Finish,
     FromManager,
     Join,
-    LinkStats,
     MaskKeys,
     Measure,
     Pause,
@@ -44,6 +43,7 @@ from zmpsl.pool.spill import KeptStates, SpillStats
 from zmpsl.roles.actions import Action, Disconnect, Say, Stop
 from zmpsl.roles.meter import Meter
 from zmpsl.roles.pacing import pace_of
+from zmpsl.stats import LinkStats
 from zmpsl.transport.mask import KnownMask
 from zmpsl.transport.task import Op, Task
 

@@ -7,10 +7,10 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from zmpsl.messages import LinkStats, Stats
 from zmpsl.observe.timeline import Recorder
 from zmpsl.pool.spill import SpillStats
 from zmpsl.roles.pacing import Pace
+from zmpsl.stats import LinkStats, Stats
 from zmpsl.transport.task import Task
 
 __all__ = ["Meter"]

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from zmpsl.messages import Evaluated, LinkStats, Prepared, Progress, Stats, Trained
+from zmpsl.messages import Evaluated, Prepared, Progress, Trained
 from zmpsl.observe.events import (
     CommitEvent,
     EndEvent,
@@ -24,6 +24,7 @@ from zmpsl.observe.events import (
 from zmpsl.plan import Plan
 from zmpsl.planner.predict import Prediction
 from zmpsl.pool.spill import SpillStats
+from zmpsl.stats import LinkStats, Stats
 
 __all__ = ["Scoreboard"]
 
