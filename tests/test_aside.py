@@ -296,8 +296,10 @@ def test_time_away_counts_for_the_round_and_time_in_line_does_not() -> None:
     manager._training.leave("owner-0")
     assert passes(1099.0) == []
     manager._asides.hear("node-0", "owner-0", "came")
+    assert manager._training.queue("owner-0") == []
     for now in (1100.0, 1110.0, 1150.0):  # owner 1 has not been at it for that long
         assert passes(now) == []
+    assert manager._training.done("owner-1") == ["owner-0"]
     manager._asides.take_up("owner-0")
     (text,) = passes(1152.0)
     assert text.startswith("owner-0 did not finish round 1 within 100 s (recover.round_s)")
