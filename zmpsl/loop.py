@@ -218,7 +218,8 @@ class Node(Life):
 
     def _check(self, now: float) -> None:
         """Looks after connections and deadlines, four times a second."""
-        if self._control.watch() and self._met:
+        lost = self._control.lost()
+        if (self._control.watch() and self._met) or lost:
             self._perform(self.member.rejoin())
         if self._control.connected:
             self._away_since, self._met = now, True

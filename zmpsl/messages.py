@@ -35,6 +35,7 @@ When a role is lost, or a link between two lost messages, the plan is void and t
                     <------------   Pause               (drop the work of that plan)
     Paused          ------------>
     Join (again)    ------------>                       (whoever was lost)
+                    <------------   Unheard             (a message came damaged, or one is missing: join again)
                     <------------   Publish             (the next plan, from the last committed round)
 """
 
@@ -55,11 +56,11 @@ __all__ = [
     "Accuse", "Aside", "Begin", "Broken", "Committed", "Describe", "Described", "Evaluate", "Evaluated", "Finish",
     "FromManager", "Join", "Leave", "MaskKeys", "Measure", "Pause", "Paused", "Ping", "Prepared",
     "Probe", "Probed", "Profiled", "Progress", "Publish", "Ready", "Refused", "SetAside", "Submit",
-    "TakeUp", "ToManager", "Trained", "Trouble", "Welcome", "decode_from_manager", "decode_to_manager", "encode",
-    "PROTOCOL",
+    "TakeUp", "ToManager", "Trained", "Trouble", "Unheard", "Welcome", "decode_from_manager", "decode_to_manager",
+    "encode", "PROTOCOL",
 ]  # fmt: skip
 
-PROTOCOL = 2
+PROTOCOL = 3
 Text = Annotated[str, Meta(max_length=4000)]
 Name = Annotated[str, Meta(max_length=64)]
 MaskKey = Annotated[bytes, Meta(max_length=32)]
@@ -128,13 +129,17 @@ class Ready(Message, frozen=True, kw_only=True, tag=True):
 
 
 class Progress(Message, frozen=True, kw_only=True, tag=True):
-    """What a role did in the round so far; said now and then."""
+    """What a role did in the round so far; said now and then.
+
+    `busy` tells of work that is only imitated, of which more may come without anything else happening.
+    """
 
     plan: int
     round: int
     batches: int = 0
     loss_sum: float = 0.0
     samples: int = 0
+    busy: bool = False
     stats: Stats = Stats()
 
 
@@ -316,6 +321,12 @@ class Ping(Message, frozen=True, kw_only=True, tag=True):
     """Says nothing; sending it shows whether the way is open."""
 
 
+class Unheard(Message, frozen=True, kw_only=True, tag=True):
+    """Something the member said, up to this number of its messages, was lost on the way: it is to join again."""
+
+    number: int
+
+
 class Probe(Message, frozen=True, kw_only=True, tag=True):
     """Asks the manager for these bytes back: tells how fast the way there is."""
 
@@ -333,7 +344,7 @@ FromMember = Described | Profiled | Ready | Paused | OfPlan | Trouble | Accuse |
 ToManager = Join | Submit | Probe | FromMember
 FromManager = (
     Refused | Welcome | Describe | Measure | Publish | Pause | MaskKeys | Begin | Committed | Evaluate | Finish | Ping
-    | Probed | SetAside | TakeUp
+    | Probed | SetAside | TakeUp | Unheard
 )  # fmt: skip
 
 _ENCODER = msgspec.msgpack.Encoder()
@@ -346,7 +357,7 @@ def encode(message: Message) -> bytes:
     return _ENCODER.encode(message)
 
 
-def decode_to_manager(data: bytes) -> ToManager:
+def decode_to_manager(data: bytes | memoryview) -> ToManager:
     """Reads what a member said.
 
     Raises:
@@ -359,7 +370,7 @@ def decode_to_manager(data: bytes) -> ToManager:
         raise RemoteProtocolError(f"a member sent {len(data)} bytes that are no control message: {error}") from error
 
 
-def decode_from_manager(data: bytes) -> FromManager:
+def decode_from_manager(data: bytes | memoryview) -> FromManager:
     """Reads what the manager said.
 
     Raises:

@@ -7,22 +7,25 @@ zmpsl.loop with sockets, zmpsl.launch.memory without.
 from __future__ import annotations
 
 import heapq
+import time
 from collections.abc import Callable, Iterator
 from itertools import count
 
 from zmpsl.errors import RemoteProtocolError
 from zmpsl.job.codec import Spec, parse_spec
 from zmpsl.job.schema import Codec as CodecSettings
+from zmpsl.messages import Accuse
 from zmpsl.plan import AGGREGATOR, node_name, owner_name
-from zmpsl.roles.actions import Action, Connect, Send
+from zmpsl.roles.actions import Action, Connect, Say, Send
 from zmpsl.roles.member import Member
 from zmpsl.stats import LinkStats
 from zmpsl.transport.damage import DamagedError
 from zmpsl.transport.outbox import Outbox
 from zmpsl.transport.packing import Packer, Tally, Unpacker
+from zmpsl.transport.quota import Quota, QuotaError
 from zmpsl.transport.task import Op, Task
 from zmpsl.transport.tcp_info import Reading
-from zmpsl.transport.wire import OWNER_SENDER, Header
+from zmpsl.transport.wire import HEADER_BYTES, OWNER_SENDER, Header
 
 __all__ = ["URGENCY", "Station", "codec_for", "sender_of"]
 
@@ -49,6 +52,8 @@ class Station:
         outboxes: By place name of the peer.
         packers: The same, how their tensors are packed.
         unpack: Unpacks what arrives.
+        quota: What owners may send to us.
+        clock: The time in seconds, for that.
         strays: Tasks that were whole but not for us, and were dropped.
     """
 
@@ -58,6 +63,8 @@ class Station:
         self.packers: dict[str, Packer] = {}
         self._tallies: dict[str, Tally] = {}
         self.unpack = Unpacker(member.known_mask)
+        self.quota = Quota()
+        self.clock = time.monotonic
         self.strays = 0
         self._waiting: list[tuple[int, int, Task]] = []
         self._parked: list[tuple[int, int, Task]] = []  # there is no room for them now
@@ -73,6 +80,7 @@ class Station:
     def connect(self, action: Connect) -> None:
         """Makes an outbox for every peer of the plan."""
         job, keys = action.plan.job, {peer.name: peer.public for peer in action.plan.peers}
+        self.quota = Quota(job.network.credit_bytes, job.guard.bytes_per_s, job.guard.messages_per_s)
         for name in action.peers:
             me = self.member.place
             packer = Packer(f"{me}>{name}", codec_for(job.codec, me, name))
@@ -126,12 +134,18 @@ class Station:
 
         Raises:
             RemoteProtocolError: The task or credit is not for us; it is dropped and counted.
+            QuotaError: Its owner has sent more than it may; the same holds.
         """
+        by_owner = header.task.sender == OWNER_SENDER
         try:
+            if by_owner:
+                self._count(header)
             granted = self._grant(header) if header.credit else None
             if task is not None and task.op is not Op.CREDIT:
                 self.member.admit(task)
                 self.member.inspect(task)
+                if by_owner:
+                    self.quota.hold(task.owner, task.nbytes)
                 heapq.heappush(self._waiting, (URGENCY[task.op], next(self._order), task))
         except RemoteProtocolError:
             self.strays += 1
@@ -141,10 +155,14 @@ class Station:
         return granted
 
     def lost(self, error: RemoteProtocolError) -> Iterator[Action]:
-        """Tells the manager of a message that was changed on the way, if anybody waits for it: the round begins again.
+        """Tells the manager why a message was not used, where it has to know.
 
-        With keys nothing can be changed on the way; then it was sent like that, and whoever does it is blamed for it.
+        One that was changed on the way is lost, if anybody waits for it: the round begins again. With keys nothing can
+        be changed on the way; then it was sent like that, and whoever does it is blamed for it. An owner that sends
+        more than it may is accused.
         """
+        if isinstance(error, QuotaError) and error.first:
+            yield Say(Accuse(place=owner_name(error.owner), text=str(error)))
         plan = self.member.plan
         if not isinstance(error, DamagedError) or plan is None or error.task.plan != plan.version:
             return
@@ -191,7 +209,7 @@ class Station:
             self.member.admit(task)  # again: the round may have ended while it waited, and then it has come twice
         except RemoteProtocolError:
             self.strays += 1
-            self._used_up(task)
+            self._done(task)
             return
         try:
             yield from self.member.handle(task)
@@ -202,6 +220,17 @@ class Station:
             return
         if task.op is Op.CLOSE:
             self._unpark()
+        self._done(task)
+
+    def _count(self, header: Header) -> None:
+        """Holds a message of an owner of the plan against what it may send."""
+        plan, task = self.member.plan, header.task
+        if plan is not None and task.plan == plan.version and plan.takes_part(task.owner):
+            self.quota.come(task.owner, HEADER_BYTES + header.size, self.clock())
+
+    def _done(self, task: Task) -> None:
+        if task.sender == OWNER_SENDER:
+            self.quota.used(task.owner, task.nbytes)
         self._used_up(task)
 
     def _unpark(self) -> None:

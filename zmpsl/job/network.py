@@ -77,6 +77,15 @@ class Recover(Settings, frozen=True, forbid_unknown_fields=True, kw_only=True):
             )
         ),
     ] = 600.0
+    still_s: Annotated[
+        Seconds,
+        Meta(
+            description=(
+                "how long a round may stand still, while everybody says that there is nothing to do and no byte moves,"
+                " before it is begun again: something was lost of which nobody could tell"
+            )
+        ),
+    ] = 30.0
     round_s: Annotated[
         Seconds | None,
         Meta(

@@ -90,12 +90,6 @@ class Admission:
         self._next.append(owner)
         return self._fill()
 
-    def gone(self, owner: str) -> list[str]:
-        """An owner will not finish, whether it has begun or not; gives who begins next."""
-        if owner in self._next:
-            self._next.remove(owner)
-        return self.done(owner)
-
     def _fill(self) -> list[str]:
         begin = []
         while self._next and len(self._flying) < self.limit:

@@ -28,6 +28,7 @@ from zmpsl.messages import (
     Described,
     Evaluate,
     Evaluated,
+    Finish,
     Join,
     Leave,
     MaskKeys,
@@ -185,6 +186,7 @@ class Manager(Yielding):
             case Broken():
                 self.recovery.suspect(message.peer, message.text or f"{seat} lost its connection to {message.peer}")
             case Progress():
+                self._standstill.hear(seat.place, message)
                 if message.round == self.round:
                     self.board.progress(seat.place, message)
             case Trained():
@@ -204,6 +206,9 @@ class Manager(Yielding):
                 yield from self._arrived(seat.place, Phase.EVALUATING, message.round)
 
     def _join(self, who: bytes, join: Join) -> Iterator[Action]:
+        if self.exit is not None:  # perhaps it has not heard
+            yield Tell(who, Finish(exit_code=self.exit.exit_code, text=self.exit.text))
+            return
         if join.role == "observer":
             self._observers.add(who)
             yield Tell(who, Welcome(place="", job=self.job))
@@ -295,6 +300,7 @@ class Manager(Yielding):
         self.phase = Phase.TRAINING
         self._waiting = {seat.place for seat in self.roster if seat.planned}
         self._digests = {}
+        self._standstill.restart()
         self.board.begin(self.round)
         self._asides.restart()
         yield from self._tell_owners(self._training.start(self.round), Begin(round=self.round), all_others=True)
@@ -343,4 +349,5 @@ class Manager(Yielding):
         self.phase = Phase.EVALUATING
         self._waiting = {plan.owners[index].name for index in plan.active}
         self.board.forget_scores()
+        self._standstill.restart()
         yield from self._tell_owners(self._evaluating.start(self.round), Evaluate(round=self.round))

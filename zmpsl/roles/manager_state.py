@@ -18,6 +18,7 @@ from zmpsl.roles.planning import CutPlanning
 from zmpsl.roles.recovery import Recovery
 from zmpsl.roles.roster import Roster
 from zmpsl.roles.scoreboard import Scoreboard
+from zmpsl.roles.standstill import Standstill
 
 __all__ = ["ManagerState", "Phase"]
 
@@ -77,6 +78,7 @@ class ManagerState(ABC):
         self._filling = Filling()
         self._asides, self._stalls = Asides(), Stalls()
         self._kept_time_at = 0.0
+        self._standstill = Standstill()
         if self.folder is not None:
             self.board.log_to(self.folder)
 

@@ -12,6 +12,8 @@ import socket
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+from msgspec.structs import replace
+
 from zmpsl import __version__
 from zmpsl.errors import CheckpointError, JoinError, RemoteProtocolError
 from zmpsl.job.schema import Job
@@ -94,6 +96,10 @@ class Member:
     def links(self) -> dict[str, LinkStats]:
         """What was sent on each kind of link since the start; the driver puts its own counters here."""
         return {}
+
+    def busy(self) -> bool:
+        """Tells whether work goes on that is only imitated; a driver that imitates puts its own here."""
+        return False
 
     # -- what a driver calls ------------------------------------------------------------------------------------------
 
@@ -186,7 +192,7 @@ class Member:
         """Called now and then with the time in seconds; says how far we are."""
         if self.plan is not None and now - self._told_at >= self.progress_every_s:
             self._told_at = now
-            yield Say(self.progress(self.plan))
+            yield Say(replace(self.progress(self.plan), busy=self.busy()))
 
     def broken(self, peer: str, text: str = "") -> Iterator[Action]:
         """Tells the manager that the connection to a peer of the plan broke, or how else its tasks got lost."""

@@ -65,6 +65,7 @@ class Recovering(ManagerState):
         """Looks at whose link broke, and at who says nothing any more."""
         for peer, text in self.recovery.due(now).items():
             yield from self._look_at(peer, text)
+        yield from self._look_for_work(now)
         limit = self.job.recover.silent_s if self.job is not None and self.plan is not None else math.inf
         for seat in self.roster:
             if seat.heard_at is None:
@@ -74,6 +75,16 @@ class Recovering(ManagerState):
                 # It may wake up one day: then it must go.
                 yield Tell(seat.identity, Refused(exit_code=PeerLostError.exit_code, text=f"{seat} {how}"))
                 yield from self._gone(seat, how)
+
+    def _look_for_work(self, now: float) -> Iterator[Action]:
+        """Begins a round again in which nobody has anything to do."""
+        job = self.job
+        if job is None or self.phase not in (Phase.TRAINING, Phase.EVALUATING):
+            return
+        if self._standstill.stands((seat.place for seat in self.roster if seat.planned), now, job.recover.still_s):
+            self._standstill.restart()
+            how = f"nobody has had anything to do for {job.recover.still_s:g} s (recover.still_s)"
+            yield from self._recover(f"{how}: something was lost on the way")
 
     def _keep_time(self, job: Job, now: float) -> Iterator[Action]:
         """Leaves out owners that take too long to train a round, while there are enough others."""
