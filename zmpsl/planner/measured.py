@@ -28,6 +28,7 @@ __all__ = [
     "chain_of",
     "link_of",
     "own_link",
+    "own_link_from",
     "own_s",
     "micro_samples",
     "owners_of",
@@ -43,12 +44,16 @@ ACCUMULATOR = 4
 
 
 class MeasuredNode(Struct, frozen=True):
-    """A compute node with its profile; `memory_bytes` and `link` are None where there is no limit and no news."""
+    """A compute node with its profile; `memory_bytes` and `link` are None where there is no limit and no news.
+
+    `link_from` says where the link's figures are from.
+    """
 
     name: str
     profile: Profile
     memory_bytes: float | None = None
     link: NodeLink | None = None
+    link_from: str = ""
 
 
 class Measured(Struct, frozen=True):
@@ -59,6 +64,7 @@ class Measured(Struct, frozen=True):
         nodes: The compute nodes.
         owner: Profile of the first and last part on a data owner.
         owner_link: An owner's link, both ways; None is what it measured to itself, else `LOOPBACK`.
+        owner_link_from: Where its figures are from.
         replicas: Replicas a node holds at a time; None is one per owner.
 
     Raises:
@@ -69,6 +75,7 @@ class Measured(Struct, frozen=True):
     nodes: tuple[MeasuredNode, ...]
     owner: Profile
     owner_link: NodeLink | None = None
+    owner_link_from: str = ""
     replicas: int | None = None
 
     def __post_init__(self) -> None:
@@ -201,6 +208,11 @@ def own_link(profile: Profile) -> NodeLink:
     cost = profile.messages
     # What was too little to be told from nothing is taken for 100 GB/s.
     return LOOPBACK if cost is None else NodeLink(1 / max(cost.transit_s_per_byte, 1e-11), cost.transit_s)
+
+
+def own_link_from(profile: Profile) -> str:
+    """Says where the figures of `own_link` are from."""
+    return "taken for loopback" if profile.messages is None else f"measured on {profile.host}, to itself"
 
 
 def link_of(kind: OwnerClass | NodeClass, time_scale: float = 1.0) -> NodeLink:

@@ -62,10 +62,12 @@ def measured_of(job: Job, owner: Profile, nodes: dict[str, Profile]) -> Measured
     node_link = None if plan.node_bytes_per_s is None else NodeLink(plan.node_bytes_per_s, plan.latency_s)
     owner_link = None if plan.owner_bytes_per_s is None else NodeLink(plan.owner_bytes_per_s, plan.latency_s)
     found = tuple(
-        _imitated(job, hop, MeasuredNode(name, profile, plan.node_memory.get(name), node_link))
+        _imitated(
+            job, hop, MeasuredNode(name, profile, plan.node_memory.get(name), node_link, "planning.node_bytes_per_s")
+        )
         for hop, (name, profile) in enumerate(nodes.items())
     )
-    return Measured(job, found, owner, owner_link)
+    return Measured(job, found, owner, owner_link, "planning.owner_bytes_per_s")
 
 
 def _imitated(job: Job, hop: int, node: MeasuredNode) -> MeasuredNode:
@@ -74,7 +76,8 @@ def _imitated(job: Job, hop: int, node: MeasuredNode) -> MeasuredNode:
     kind, factor = emulate.node(hop), emulate.slow_down.get(node.name, 1.0)
     if kind is not None:
         memory = node.memory_bytes if kind.memory_bytes is None else kind.memory_bytes
-        node = msgspec.structs.replace(node, memory_bytes=memory, link=link_of(kind, emulate.time_scale))
+        link = link_of(kind, emulate.time_scale)
+        node = msgspec.structs.replace(node, memory_bytes=memory, link=link, link_from="imitated")
         factor *= kind.slow_down / emulate.time_scale
     slowed = msgspec.structs.replace(node.profile, slow_down=node.profile.slow_down * factor)
     return msgspec.structs.replace(node, profile=slowed)
