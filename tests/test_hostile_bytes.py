@@ -30,7 +30,6 @@ from zmpsl.loop import Node
 from zmpsl.messages import Join, Message, encode
 from zmpsl.roles.manager import Phase
 from zmpsl.roles.owner import DataOwner
-from zmpsl.stats import Stats
 from zmpsl.transport.envelope import wrap
 from zmpsl.transport.task import Op, Task
 from zmpsl.transport.wire import CHUNK, INLINE, MAX_MESSAGE, OWNER_SENDER, messages
@@ -315,8 +314,8 @@ GARBAGE = {
 
 STRANGE: list[Message] = [
     control.Ready(plan=1, samples=1, batches=1),
-    control.Prepared(plan=1, round=0, digests={"aggregator": "0", "node-0": "0"}, stats=Stats()),
-    control.Trained(plan=1, round=0, batches=1, loss_sum=0.0, samples=1, stats=Stats()),
+    control.Prepared(plan=1, round=0, digests={"aggregator": "0", "node-0": "0"}, stats=control.Progress(plan=1, round=0).stats),
+    control.Trained(plan=1, round=0, batches=1, loss_sum=0.0, samples=1, stats=control.Progress(plan=1, round=0).stats),
     control.Evaluated(plan=1, round=0, correct=1, total=1, samples=1, loss_sum=0.0),
     control.Progress(plan=1, round=0),
     control.Described(blocks=()),
