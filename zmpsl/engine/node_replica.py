@@ -1,5 +1,9 @@
-"""A compute node's replica, which can be taken out of memory in the middle of a round and put back, bit for bit.
+"""A compute node's replica: its memory serves one owner after the other, and it can be taken out of it and put back.
 
+Optimiser states lie in memory that belongs to the replica, as weights do. If every owner's were made anew, between
+gradients that come and go, the heap would get more holes with every owner.
+
+A replica can be taken out of memory in the middle of a round and put back, bit for bit.
 Weights, optimiser state and gradients are taken as they are. Of micro-batches between forward and backward only the
 input is, and what forward may change as it was before: forward is run again when the replica is back. Random draws come
 from the same keys and the weights are the same, for there is one optimiser step per batch, and that comes later.
@@ -7,13 +11,15 @@ from the same keys and the weights are the same, for there is one optimiser step
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import numpy as np
 import torch
 
-from zmpsl.engine.replica import Key, Replica, aligned
+from zmpsl.engine.replica import KEPT, Key, Replica, aligned
 from zmpsl.pool.spill import Tensors
+from zmpsl.transport.buffers import ALIGNMENT
 from zmpsl.transport.mask import KnownMask
 
 __all__ = ["Absent", "NodeReplica", "Unfinished"]
@@ -54,6 +60,46 @@ class Absent(NamedTuple):
 class NodeReplica(Replica):
     """A replica of a compute node."""
 
+    _slots: dict[str, torch.Tensor] | None = None
+
+    def _step(self, optimizer: torch.optim.Optimizer) -> None:
+        """Steps; at an owner's first, parameter by parameter, so that no more than one's state is elsewhere."""
+        if optimizer.state or not self._own_slots():
+            optimizer.step()
+            return
+        group = optimizer.param_groups[0]
+        everything = group["params"]
+        for name, parameter in self._parameters:
+            group["params"] = [parameter]
+            optimizer.step()
+            state = optimizer.state[parameter] if parameter in optimizer.state else {}
+            for extra, value in state.items():
+                if (slot := self._slot(name, extra)) is not None:
+                    state[extra] = slot.copy_(value)
+        group["params"] = everything
+
+    def _slot(self, name: str, extra: str) -> torch.Tensor | None:
+        """Gives the memory for an optimiser's tensor of a parameter, None where it has none of its own."""
+        return None if self._slots is None else self._slots.get(f"{name}@{extra}")
+
+    def _own_slots(self) -> bool:
+        """Makes that memory, once; tells whether there is any: states that outlive the round are made anew."""
+        settings = self.base.job.optimizer
+        if settings.state != "reset" or (settings.name == "sgd" and not settings.momentum):
+            return False
+        if self._slots is None:
+            extras = [extra for extra, alike in KEPT[settings.name].items() if alike]
+            wanted = [(f"{name}@{extra}", parameter) for name, parameter in self._parameters for extra in extras]
+            sizes = [
+                -(-parameter.numel() * parameter.element_size() // ALIGNMENT) * ALIGNMENT for _, parameter in wanted
+            ]
+            memory, start, self._slots = aligned(sum(sizes)), 0, {}
+            for (name, parameter), size in zip(wanted, sizes, strict=True):
+                flat = torch.from_numpy(memory[start : start + size]).view(parameter.dtype)
+                self._slots[name] = flat[: parameter.numel()].view(parameter.shape)
+                start += size
+        return True
+
     def arrays(self) -> Tensors:
         """Gives all that makes it differ from one that begins a round, by name; no copies."""
         found: Tensors = {
@@ -93,11 +139,18 @@ class NodeReplica(Replica):
         """Gives the arrays that an absent replica's are to be read into: for weights this one's own."""
         if not absent.shares:
             self.own()
-        return {
-            name: self._views[name.removeprefix("weights ")].numpy() if name.startswith("weights ") else
-            aligned(int(dtype.itemsize * np.prod(shape, dtype=np.int64))).view(dtype).reshape(shape)
-            for name, (dtype, shape) in absent.forms.items()
-        }  # fmt: skip
+        self._own_slots()
+        arrays: Tensors = {}
+        for key, (dtype, shape) in absent.forms.items():
+            kind, name = key.split(" ", 1)
+            slot = self._slot(*name.split("@")) if kind == "optimizer" else None
+            if kind == "weights":
+                arrays[key] = self._views[name].numpy()
+            elif slot is not None:
+                arrays[key] = slot.numpy()
+            else:
+                arrays[key] = aligned(dtype.itemsize * math.prod(shape)).view(dtype).reshape(shape)
+        return arrays
 
     def come_back(self, absent: Absent, arrays: Tensors) -> None:
         """Becomes the absent replica again, now that its arrays have been read."""
@@ -108,7 +161,8 @@ class NodeReplica(Replica):
                 parameters[name].grad = torch.from_numpy(array)
             elif kind == "optimizer" and self._optimizer is not None:
                 of, extra = name.split("@")
-                self._optimizer.state[parameters[of]][extra] = torch.from_numpy(array)
+                slot = self._slot(of, extra)
+                self._optimizer.state[parameters[of]][extra] = torch.from_numpy(array) if slot is None else slot
         after = self._buffers()
         for number, each in enumerate(absent.unfinished):
             before = [torch.from_numpy(arrays[f"buffer {number} {index}"]) for index in range(len(after))]

@@ -305,8 +305,11 @@ class Replica:
         self.own()
         self._take()
         if self._optimizer is not None:
-            self._optimizer.step()
+            self._step(self._optimizer)
             self._optimizer.zero_grad(set_to_none=True)
+
+    def _step(self, optimizer: torch.optim.Optimizer) -> None:
+        optimizer.step()
 
     def go_on_from(self, kept: Callable[[], Tensors] | None) -> None:
         """Has the optimiser go on from a kept state, which is waited for where it is needed; None for none."""

@@ -10,8 +10,8 @@
     not FOLDED      drop      FREE          left out of the round
     FOLDED          begin     FREE          the next round
 
-The replica of an owner that was folded or set aside is kept as a spare, with the memory of its weights, and becomes the
-next owner's.
+The replica of an owner that was folded or set aside is kept as a spare, with the memory of its weights and
+optimiser state, and becomes the next owner's.
 """
 
 from __future__ import annotations
