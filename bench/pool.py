@@ -10,7 +10,8 @@ fit one machine. For every number of nodes the budget is dealt out so that the s
 2. runs with many more owners than fit.
 
 Memory is the operating system's count: the high-water mark of each node's resident set (VmHWM), summed over the nodes.
-With `--hard` each node also has a limit that the system enforces, its budget and 10 % (hard_limit.py).
+With `--hard` each node also has a limit that the system enforces, its budget and 10 %: on private memory, or with
+`--cgroup FOLDER` that of a cgroup, which kills who takes more (hard_limit.py).
 """
 
 from __future__ import annotations

@@ -85,7 +85,7 @@ FROM_MANAGER: list[FromManager] = [
     messages.Begin(round=2**31),
     messages.Committed(round=0, digests={}),
     messages.Evaluate(round=0),
-    messages.Unheard(),
+    messages.Unheard(number=3),
     messages.SetAside(round=3, owner=7),
     messages.TakeUp(round=3, owner=7),
     messages.Finish(),

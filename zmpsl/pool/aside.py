@@ -93,6 +93,8 @@ class AsideFiles:
             except CheckpointError as error:
                 raise CheckpointError(f"{self._place}: the replica of owner {owner}: {error}") from error
             path.unlink(missing_ok=True)
+            with suppress(OSError):  # others are in it
+                path.parent.rmdir()
             self._add(found[0].plus(SpillStats(wait_s=time.perf_counter() - began)))
 
         return finish
