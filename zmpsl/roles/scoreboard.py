@@ -142,6 +142,11 @@ class Scoreboard:
         )
 
     @property
+    def finals(self) -> dict[str, Stats]:
+        """What every member did in the round that has ended, by place."""
+        return dict(self._finals)
+
+    @property
     def work(self) -> tuple[int, dict[str, float]]:
         """Batches that were trained in this round by now, and the seconds each node has worked in it."""
         busy = {node: _busy(self._stats[node]) for node in self._nodes if node in self._stats}
