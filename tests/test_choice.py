@@ -166,6 +166,7 @@ class TestRate:
             assert reading is not None
             assert reading.nbytes >= 8 * MB
             assert reading.bytes_per_s > 0
+            assert 0 < reading.round_trip_s < 1
             assert delivered(near.fileno()) is not None
 
     def test_what_is_no_connection_tells_nothing(self) -> None:

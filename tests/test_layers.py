@@ -20,7 +20,7 @@ PURE_TRANSPORT = (
     "outbox", "envelope", "quota",
 )  # fmt: skip
 LAYERS = [
-    ["zmpsl", "zmpsl.errors", "zmpsl.randomness", "zmpsl.models", "zmpsl.whole_file"],
+    ["zmpsl", "zmpsl.errors", "zmpsl.randomness", "zmpsl.models", "zmpsl.whole_file", "zmpsl.descriptors"],
     ["zmpsl.job", "zmpsl.keys"],
     ["zmpsl.plan", "zmpsl.profiles"],
     ["zmpsl.codec_plain", "zmpsl.codec_planes", "zmpsl.codec_twins", "zmpsl.codec_kernels", "zmpsl.codec_rivals"],

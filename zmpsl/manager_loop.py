@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 import zmq
 from msgspec import structs
 
+from zmpsl.descriptors import Descriptors
 from zmpsl.errors import JobError, JoinError, NetworkError, RemoteProtocolError, ZmpslError, error_for
 from zmpsl.keys import LOOPBACK, Security
 from zmpsl.life import Life, State, complain
@@ -74,6 +75,7 @@ class ManagerNode(Life):
             self._context.term()
             raise
         self.endpoint = self._server.endpoint
+        self._descriptors = Descriptors()
         self._poller = zmq.Poller()
         self._poller.register(self._server.socket, zmq.POLLIN)
 
@@ -178,6 +180,8 @@ class ManagerNode(Life):
     def _watch(self) -> None:
         """Looks at failed handshakes, and at the allow-list."""
         board = self.manager.board
+        if text := self._descriptors.look():
+            board.notice(text)
         for failure in self._server.failures():
             self._handshakes += 1
             if self._handshakes & (self._handshakes - 1) == 0:

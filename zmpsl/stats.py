@@ -17,7 +17,8 @@ Name = Annotated[str, Meta(max_length=64)]
 class LinkStats(Struct, frozen=True, kw_only=True):
     """What was sent on one kind of link: seconds, bytes, and tensors by codec.
 
-    `packed_bytes` leaves out headers; `chosen` and `bytes_per_s` are those of `codec: auto` now, empty and 0 elsewhere.
+    `packed_bytes` leaves out headers; `chosen` is what `codec: auto` packs with now, empty elsewhere. `bytes_per_s` and
+    `latency_s` are the link's as measured so far, on links between hosts and where `auto` chooses; 0 where unknown.
     """
 
     raw_bytes: int = 0
@@ -27,6 +28,7 @@ class LinkStats(Struct, frozen=True, kw_only=True):
     codecs: dict[Name, int] = {}
     chosen: Text = ""
     bytes_per_s: float = 0.0
+    latency_s: float = 0.0
 
     def plus(self, other: LinkStats, sign: int = 1) -> LinkStats:
         """Gives the sum, or the difference with sign -1; what is chosen now is ours, or else the other's."""
@@ -41,6 +43,7 @@ class LinkStats(Struct, frozen=True, kw_only=True):
             codecs={name: tensors for name, tensors in codecs.items() if tensors},
             chosen=self.chosen or other.chosen,
             bytes_per_s=self.bytes_per_s or other.bytes_per_s,
+            latency_s=self.latency_s or other.latency_s,
         )
 
 

@@ -336,6 +336,7 @@ class Manager(Yielding):
             write_record(self.folder, record)
         self.recovery.seal.lift()
         self.board.committed(self.round, digests)
+        self._learn(plan)
         yield from self._tell_all(Committed(round=self.round, digests=digests))
         every = self.job.evaluate.every
         if every and ((self.round + 1) % every == 0 or self.round + 1 == self.job.train.rounds):
@@ -344,6 +345,12 @@ class Manager(Yielding):
         else:
             self.round += 1
             yield from self._begin_or_finish()
+
+    def _learn(self, plan: Plan) -> None:
+        """Expects of the next rounds what this one has told of links and codecs."""
+        cutting = self._cutting if self.board.expected is not None else None
+        if cutting is not None and cutting.bounds == plan.bounds and cutting.learn(self.board.finals, self.folder):
+            self.board.expected = cutting.expect(self._training.limit)
 
     def _evaluate(self, plan: Plan) -> Iterator[Action]:
         self.phase = Phase.EVALUATING

@@ -148,6 +148,11 @@ class Scoreboard:
         return 0 if told is None else told.batches
 
     @property
+    def finals(self) -> dict[str, Stats]:
+        """What every member did in the round that has ended, by place."""
+        return dict(self._finals)
+
+    @property
     def work(self) -> tuple[int, dict[str, float]]:
         """Batches that were trained in this round by now, and the seconds each node has worked in it."""
         busy = {node: _busy(self._stats[node]) for node in self._nodes if node in self._stats}
