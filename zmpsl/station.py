@@ -14,10 +14,12 @@ from itertools import count
 from zmpsl.errors import RemoteProtocolError
 from zmpsl.job.codec import Spec, parse_spec
 from zmpsl.job.schema import Codec as CodecSettings
-from zmpsl.messages import Accuse, LinkStats
+from zmpsl.messages import Accuse
 from zmpsl.plan import AGGREGATOR, node_name, owner_name
 from zmpsl.roles.actions import Action, Connect, Say, Send
 from zmpsl.roles.member import Member
+from zmpsl.stats import LinkStats
+from zmpsl.transport.address import leaves_host
 from zmpsl.transport.damage import DamagedError
 from zmpsl.transport.outbox import Outbox
 from zmpsl.transport.packing import Packer, Tally, Unpacker
@@ -66,8 +68,9 @@ class Station:
         self.clock = time.monotonic
         self.strays = 0
         self._waiting: list[tuple[int, int, Task]] = []
-        self._parked: list[tuple[int, int, Task]] = []  # there is no room for them before somebody closes
+        self._parked: list[tuple[int, int, Task]] = []  # there is no room for them now
         self._order = count()
+        self._far: frozenset[str] = frozenset()  # peers whose address is none of this host alone
         member.links = self.traffic  # type: ignore[method-assign]
 
     def disconnect(self) -> None:
@@ -80,6 +83,7 @@ class Station:
         """Makes an outbox for every peer of the plan."""
         job, keys = action.plan.job, {peer.name: peer.public for peer in action.plan.peers}
         self.quota = Quota(job.network.credit_bytes, job.guard.bytes_per_s, job.guard.messages_per_s)
+        self._far = frozenset(name for name, endpoint in action.peers.items() if leaves_host(endpoint))
         for name in action.peers:
             me = self.member.place
             packer = Packer(f"{me}>{name}", codec_for(job.codec, me, name))
@@ -97,9 +101,12 @@ class Station:
         self.outboxes[action.to].push(self.packers[action.to].queued(action.task))
 
     def measured(self, peer: str, look: Callable[[], Reading | None]) -> None:
-        """Measures the link to a peer, where a codec is chosen by that; `look` gives what the kernel knows of it."""
+        """Measures the link to a peer, where it leads to another host, or a codec is chosen by it.
+
+        `look` gives what the kernel knows of it.
+        """
         packer = self.packers[peer]
-        if packer.adaptive and (reading := look()) is not None:
+        if (packer.adaptive or peer in self._far) and (reading := look()) is not None:
             packer.rate.read(*reading)
 
     def traffic(self) -> dict[str, LinkStats]:
@@ -114,6 +121,7 @@ class Station:
                 codecs=dict(tally.codecs),
                 chosen="" if packer is None else packer.chosen,
                 bytes_per_s=0.0 if packer is None else packer.rate.bytes_per_s or 0.0,
+                latency_s=0.0 if packer is None else packer.rate.latency_s,
             )
             links[name] = links[name].plus(sent) if name in links else sent
         for sender, seconds in self.unpack.seconds.items():
@@ -197,7 +205,9 @@ class Station:
         self._parked.clear()
 
     def _park(self) -> None:
-        """Puts aside what there is no room for; its sender gets no credit back meanwhile, so this is bounded."""
+        """Parks what there is no room for; its sender gets no credit back meanwhile, so this is bounded."""
+        if self._parked and self.member.more_room():
+            self._unpark()
         while self._waiting and not self.member.has_room(self._waiting[0][2]):
             self._parked.append(heapq.heappop(self._waiting))
 
@@ -216,9 +226,7 @@ class Station:
             yield from self.member.broken(sender_of(task), str(error))
             return
         if task.op is Op.CLOSE:
-            for parked in self._parked:
-                heapq.heappush(self._waiting, parked)
-            self._parked.clear()
+            self._unpark()
         self._done(task)
 
     def _count(self, header: Header) -> None:
@@ -231,6 +239,11 @@ class Station:
         if task.sender == OWNER_SENDER:
             self.quota.used(task.owner, task.nbytes)
         self._used_up(task)
+
+    def _unpark(self) -> None:
+        for parked in self._parked:
+            heapq.heappush(self._waiting, parked)
+        self._parked.clear()
 
     def _used_up(self, task: Task) -> None:
         """Notes that the sender of a task gets its credit back."""
