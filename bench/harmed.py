@@ -117,24 +117,35 @@ def set_clock(off_s: float) -> None:
     time.time = lambda: real() + off_s
 
 
-def security_for(keys: Path | None, role: str) -> Security:
-    """The key of a role, where the run has keys."""
-    return LOOPBACK if keys is None else security_from(keys, "", role)  # type: ignore[arg-type]
+def security_for(keys: Path | None, role: str, world: str) -> Security:
+    """The key of a role, where the run has keys; on a line of our own it needs none."""
+    if keys is None:
+        return Security(open=True) if world else LOOPBACK
+    return security_from(keys, "", role)  # type: ignore[arg-type]
+
+
+def enter_world(world: str) -> None:
+    """Puts this process into a network namespace, where it has one."""
+    if world:
+        from two_hosts import enter
+
+        enter(world)
 
 
 def member(
     role: str, runs: Path, run: str, name: str, place: str, endpoint: str, address: tuple[str, str], keys: Path | None,
-    clock_s: float,
+    clock_s: float, world: str,
 ) -> None:  # fmt: skip
     """A member's process; `address` is where to bind, and the host to tell."""
     from zmpsl.loop import Node
 
+    enter_world(world)
     set_clock(clock_s)
 
     def work() -> None:
         made = roles.make_member(role, runs, place)
         mortal(runs / run, name)
-        node = Node(made, endpoint, *address, security=security_for(keys, role))
+        node = Node(made, endpoint, *address, security=security_for(keys, role, world))
         roles.quiet_signals(node.ask_to_stop)
         node.run()
 
@@ -143,15 +154,16 @@ def member(
 
 
 def manager(
-    keys: Path | None, clock_s: float,
+    keys: Path | None, clock_s: float, world: str,
     runs: Path, run: str, resume: bool, bind: str, ready: Connection, promise: roles.Promise,
 ) -> None:  # fmt: skip
     """The manager's process: the one of `zmpsl run`, but mortal, and with keys."""
     import zmpsl.manager_loop as loop
 
+    enter_world(world)
     set_clock(clock_s)
     mortal(runs / run, "manager")
-    loop.ManagerNode = partial(loop.ManagerNode, security=security_for(keys, "manager"))  # type: ignore[assignment,misc]
+    loop.ManagerNode = partial(loop.ManagerNode, security=security_for(keys, "manager", world))  # type: ignore[assignment,misc]
     roles.manager_process(runs, run, resume, bind, ready, promise)
 
 
@@ -218,6 +230,14 @@ class Site:
         """Where a place binds, and what host it tells."""
         return f"tcp://127.0.0.1:{self.proxies[place].port}", "127.0.0.2"
 
+    def way(self, place: str) -> str:
+        """Where a place finds the manager."""
+        return f"tcp://127.0.0.2:{self.proxies[control(place)].port}"
+
+    def world(self, place: str) -> str:
+        """The network namespace a place is in, empty for that of everybody."""
+        return ""
+
 
 class _Harmed(Processes):
     """The processes of a run at a site."""
@@ -239,21 +259,22 @@ class _Harmed(Processes):
             super().lost(place, pid)
 
     def _start_manager(self, context: object, bind: str) -> None:
-        clock_s = self._site.clocks.get("manager", 0.0)
-        with patch("zmpsl.launch.processes.manager_process", partial(manager, self._site.keys, clock_s)):
+        site = self._site
+        target = partial(manager, site.keys, site.clocks.get("manager", 0.0), site.world("manager"))
+        with patch("zmpsl.launch.processes.manager_process", target):
             super()._start_manager(context, self._site.address("manager")[0])  # type: ignore[arg-type]
 
     def _start_member(self, context: object, role: str, name: str, place: str) -> BaseProcess:
         site = self._site
         target: Callable[..., None] = partial(
-            _member_at, site.address(name), site.keys, site.proxies[control(name)].port, site.clocks.get(name, 0.0)
+            _member_at, site.address(name), site.way(name), site.keys, site.clocks.get(name, 0.0), site.world(name)
         )
         with patch("zmpsl.launch.processes.member_process", target):
             return super()._start_member(context, role, name, place)  # type: ignore[arg-type]
 
 
 def _member_at(
-    address: tuple[str, str], keys: Path | None, port: int, clock_s: float,
+    address: tuple[str, str], way: str, keys: Path | None, clock_s: float, world: str,
     role: str, runs: Path, run: str, name: str, place: str, _endpoint: str,
 ) -> None:  # fmt: skip
-    member(role, runs, run, name, place, f"tcp://127.0.0.2:{port}", address, keys, clock_s)
+    member(role, runs, run, name, place, way, address, keys, clock_s, world)

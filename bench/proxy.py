@@ -25,6 +25,7 @@ PIECE = 16 << 10
 # Pieces under way in the proxy per direction of a connection: few, or it would swallow what the line cannot carry.
 WINDOW = 16
 LOOK_S = 0.005
+SPAN = 32  # bytes within which bits are flipped together
 
 
 @dataclass
@@ -38,6 +39,7 @@ class Harm:
         bytes_per_s: Rate of each direction of all connections together, 0 for none.
         cut_after: Gives after how many bytes to the target a new connection is reset, None for never.
         flip_every: A bit of every so many bytes is flipped, 0 for never.
+        flip_bits: So many at a time, within a few bytes.
         counts: How often what happened.
     """
 
@@ -47,6 +49,7 @@ class Harm:
     bytes_per_s: float = 0.0
     cut_after: Callable[[], int | None] = lambda: None
     flip_every: int = 0
+    flip_bits: int = 1
     counts: dict[str, int] = field(default_factory=lambda: {"connections": 0, "bytes": 0, "resets": 0, "flips": 0})
 
     def holds(self, towards: bool) -> bool:
@@ -189,6 +192,8 @@ class Proxy:
             return data
         self._until_flip = self._harm.flip_every
         self._harm.counts["flips"] += 1
-        changed = bytearray(data)
-        changed[self._random.randrange(len(data))] ^= 1 << self._random.randrange(8)
+        changed, at = bytearray(data), self._random.randrange(len(data))
+        near = range(at, min(at + SPAN, len(data)))
+        for bit in self._random.sample(range(8 * len(near)), min(self._harm.flip_bits, 8 * len(near))):
+            changed[near[bit >> 3]] ^= 1 << (bit & 7)
         return bytes(changed)

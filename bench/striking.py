@@ -28,7 +28,7 @@ from zmpsl.observe.events import CommitEvent, Event, NoticeEvent, PlanEvent, rea
 
 __all__ = [
     "Blow", "Outcome", "cuts", "dies", "disturbed", "drowsy", "flips", "kills", "quiet_run", "resets", "silence",
-    "slow", "stops",
+    "slow", "stops", "waits",
 ]  # fmt: skip
 
 PATIENCE_S = 100.0
@@ -200,16 +200,25 @@ def drowsy(place: str, seconds: float) -> Blow:
     return Blow(strike, seconds)
 
 
-def flips(every_bytes: int, seconds: float, ways: Sequence[str] = ()) -> Blow:
-    """A bit of every so many bytes to any role, or on these ways, is flipped for so long."""
+def flips(every_bytes: int, seconds: float, ways: Sequence[str] = (), bits: int = 1) -> Blow:
+    """Bits of every so many bytes to any role, or on these ways, are flipped for so long, so many at a time."""
 
     def strike(field: Field) -> None:
         harms = [field.site.harms[way] for way in ways or field.site.harms]
         for harm in harms:
-            harm.flip_every = every_bytes
+            harm.flip_every, harm.flip_bits = every_bytes, bits
         field.over.wait(seconds)
         for harm in harms:
             harm.flip_every = 0
+
+    return Blow(strike, seconds)
+
+
+def waits(seconds: float) -> Blow:
+    """Nothing, for so long: but what the links do anyway."""
+
+    def strike(field: Field) -> None:
+        field.over.wait(seconds)
 
     return Blow(strike, seconds)
 

@@ -16,12 +16,14 @@ import psutil
 from zmpsl.job import Job, parse_job
 from zmpsl.loop import Node
 from zmpsl.manager_loop import ManagerNode
+from zmpsl.messages import FromManager, Message, decode_from_manager, encode
 from zmpsl.observe.events import Event
 from zmpsl.roles.aggregator import Aggregator
 from zmpsl.roles.compute import ComputeNode
 from zmpsl.roles.manager import Manager
 from zmpsl.roles.member import Member
 from zmpsl.roles.owner import DataOwner
+from zmpsl.transport.envelope import unwrap, wrap
 
 TINY = [
     "train.rounds=2",
@@ -97,6 +99,16 @@ class ThreadedRun:
             assert node.drain(10), f"{node.member.place} did not end"
             if node.error is not None:
                 raise node.error
+
+
+def told(message: Message) -> bytes:
+    """A control message as it travels."""
+    return wrap(encode(message), 0)
+
+
+def untold(frame: bytes) -> FromManager:
+    """What the manager says in a frame."""
+    return decode_from_manager(unwrap(frame)[0])
 
 
 @contextlib.contextmanager

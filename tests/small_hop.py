@@ -19,11 +19,21 @@ LIMIT = 1 << 24
 NOISE = np.random.default_rng(20240401).integers(0, 4, 2 * CHUNK + 4096, np.uint8)  # lz4 makes it smaller
 
 
+class Arrived(zmq.Frame):
+    """A frame that came over a connection of that descriptor."""
+
+    source = 3
+
+    def get(self, option: Any) -> Any:
+        return self.source if option == zmq.SRCFD else super().get(option)
+
+
 class Wire:
     """In place of two sockets and what is between them: takes `room` messages, then none until there is room again."""
 
     def __init__(self) -> None:
         self.room = 1 << 30
+        self.source = 3  # descriptor of the connection over which all comes
         self.messages: deque[list[bytes]] = deque()
         self.sent: list[list[int]] = []  # sizes of the frames of each message
         self._sending: list[bytes] = []
@@ -51,8 +61,8 @@ class Wire:
             assert flags & zmq.DONTWAIT, "this would wait for ever"
             raise zmq.Again
         self._receiving = self._receiving or self.messages.popleft()
-        frame = zmq.Frame(self._receiving.pop(0))
-        frame.more = bool(self._receiving)
+        frame = Arrived(self._receiving.pop(0))
+        frame.source, frame.more = self.source, bool(self._receiving)
         return frame
 
     def recv_into(self, place: memoryview) -> int:

@@ -43,6 +43,7 @@ class TestProfile:
         )
         assert "lenet5: 4 samples, sgd+momentum" in text
         assert "per optimiser step" in text
+        assert "a message to itself takes" in text
         assert len(read_profile(out).blocks) == 7
 
     def test_a_job_gives_batch_optimiser_and_the_shape_of_its_data(self, tmp_path: Path) -> None:
@@ -74,7 +75,8 @@ class TestPlan:
         text = invoke("plan", "--profile", PROFILE)
         for part in (
             "node-0", "node-1", "each owner", "solved in", "bottleneck", "eq. (5)", "even", "greedy", "horizontal",
-            "multihop level 3", "SplitNN", "owners fill",
+            "multihop level 3", "SplitNN", "owners fill", "busy in an epoch", "cores", "node-0 > node-1",
+            "taken for loopback",
         ):  # fmt: skip
             assert part in text, part
 
@@ -85,6 +87,12 @@ class TestPlan:
             "even", "greedy", "multihop level 3", "multihop level 4", "horizontal", "SplitNN",
         ]  # fmt: skip
         assert found["paper"]["batches"] == 4 * 2 * 10
+        assert [hop["between"] for hop in found["links"]] == [
+            "owner > node-0", "node-0 > node-1", "node-1 > node-2", "node-2 > owner",
+        ]  # fmt: skip
+        node = found["parts"][1]
+        assert node["epoch_busy_s"] == pytest.approx(found["prediction"]["busy_s"]["node-0"])
+        assert node["cores"] >= 1
         paces = {way["name"]: way["pace_s"] for way in found["alternatives"]}
         assert found["prediction"]["pace_s"] <= min(paces["even"], paces["greedy"])
 
@@ -95,8 +103,26 @@ class TestPlan:
         alone = invoke("plan", "--profile", PROFILE, "--set", "owners=1", "--batches", "5")
         assert "no number of micro-batches fills it" in alone
 
+    def test_links_say_where_their_figures_are_from(self) -> None:
+        set_ = ("--set", "planning.node_bytes_per_s=1e6", "--set", "planning.latency_s=0.5")
+        first, between, last = as_json("plan", "--profile", PROFILE, "--batches", "3", *set_)["links"]
+        assert (between["bytes_per_s"], between["latency_s"]) == (1e6, 0.5)
+        assert between["origin"] == "planning.node_bytes_per_s"
+        assert between["forward_s"] == pytest.approx(0.5 + between["forward_bytes"] / 1e6)
+        assert first["origin"] == last["origin"] == "taken for loopback"
+
     def test_measured_here_where_no_profile_is_given(self) -> None:
-        assert "bottleneck" in invoke("plan", "--batches", "3")
+        text = invoke("plan", "--batches", "3")
+        assert "bottleneck" in text
+        assert "to itself" in text
+
+    def test_what_does_not_fit_is_told_as_json_too(self) -> None:
+        set_ = ("--set", "planning.node_memory={node-1: 100000}")
+        done = CliRunner().invoke(main, ["plan", "--profile", str(PROFILE), *set_, "--format", "json"])
+        assert done.exit_code == 2
+        found = json.loads(done.stdout)
+        assert found["short"][0]["node"] == "node-1"
+        assert found["short"][0]["lacks_bytes"] == found["short"][0]["needs_bytes"] - 100000
 
     def test_what_does_not_fit_names_node_and_bytes(self) -> None:
         text = invoke("plan", "--profile", PROFILE, "--set", "planning.node_memory={node-1: 100000}", code=2)

@@ -32,6 +32,7 @@ from zmpsl.roles.owner import DataOwner
 from zmpsl.security import MAX_REJECTED
 from zmpsl.submit import submit
 from zmpsl.transport.curve import new_pair, protect_client
+from zmpsl.transport.envelope import wrap
 from zmpsl.transport.task import Op, Task
 from zmpsl.transport.wire import OWNER_SENDER, messages
 
@@ -330,8 +331,8 @@ def test_connection_that_speaks_for_another(site):
     wait_for(lambda: running.manager._guard._members.get(evil.key.public), 10)
     before = running.manager._server.rejected + running.manager.manager.rejected
     with stranger(zmq.DEALER, running.manager.endpoint, evil, evil.manager) as peer:
-        peer.send(encode(Ready(plan=1)))
-        peer.send(encode(Join(role="observer", public="somebody else")))
+        peer.send(wrap(encode(Ready(plan=1)), 0))
+        peer.send(wrap(encode(Join(role="observer", public="somebody else")), 1))
         assert peer.poll(10_000)
     assert running.manager._server.rejected + running.manager.manager.rejected == before + 1
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from faults import settings
-from harmed import Site, places_of
+from harmed import Site, control, places_of
 from msgspec.structs import replace
 from small_hop import LIMIT, Hop, same, task_of
 from striking import disturbed, flips, quiet_run
@@ -131,20 +131,27 @@ def test_a_packed_chunk_is_checked_before_it_is_unpacked() -> None:
 
 @pytest.mark.parametrize("codec", ["none", pytest.param("lossless", marks=pytest.mark.all_faults)])
 def test_a_run_without_keys_through_flipping_proxies_ends_with_the_same_weights(tmp_path: Path, codec: str) -> None:
+    """Single bits of tasks; then five at a time anywhere, also in ZeroMQ's own bytes; then of control messages."""
     small = (
         "data.args.limit=120",
         "data.args.test_limit=48",
         "train.batch_size=20",
         "train.rounds=150",
         "emulate.slow_down={owner: 8}",
+        "recover.still_s=5",
     )
     job = settings(codec, *small)
     site = Site(job)
     try:
-        blow = flips(50_000, 4, places_of(job))
-        right = quiet_run(settings("none", *small[:-1]), tmp_path / "calm")
-        outcome = disturbed(site, tmp_path, "struck", [blow], right, random.Random(SEED))
-        flipped_bits = sum(site.harms[place].counts["flips"] for place in places_of(job))
+        places = places_of(job)
+        blows = [
+            flips(50_000, 3, places), flips(50_000, 3, bits=5), flips(1500, 3, [control(place) for place in places], 5),
+        ]  # fmt: skip
+        right = quiet_run(settings("none", *small[:-2]), tmp_path / "calm")
+        outcome = disturbed(site, tmp_path, "struck", blows, right, random.Random(SEED))
+        of_tasks, of_control = (
+            sum(site.harms[way].counts["flips"] for way in ways) for ways in (places, [*map(control, places)])
+        )
     finally:
         site.close()
     assert outcome.right, f"rounds {outcome.wrong} differ; {outcome.text}"
@@ -152,5 +159,8 @@ def test_a_run_without_keys_through_flipping_proxies_ends_with_the_same_weights(
         event.text for event in read_events(tmp_path / "struck" / "metrics.jsonl") if isinstance(event, NoticeEvent)
     ]
     told = [text for text in texts if "got damaged bytes" in text]
-    assert flipped_bits >= outcome.begun_again >= 1
+    assert of_tasks > 3
+    assert of_control > 3
+    assert outcome.begun_again >= 3
     assert told
+    assert any("was lost on the way" in text for text in texts)

@@ -111,6 +111,9 @@ class TestClosedForms:
         """K_min is 4.33, and two pieces are the least for four owners; queues cost a little, one more is enough."""
         chain, owners = Chain((PartTime(1.0, 2.0),)), Owners(4, NOTHING, PartTime(5.0, 5.0), FAST, batches=40)
         assert pace(chain, owners, EMPTY).micro_batches == 2
+        in_two = pace(chain, owners, EMPTY, 2)
+        assert (in_two.full, in_two.micro_batches) == (True, 2)
+        assert in_two.owners_to_fill <= 4 < pace(chain, owners, EMPTY).owners_to_fill
         assert simulate(chain, owners, EMPTY).pace_s > 13 / 4
         assert simulate(chain, owners, EMPTY, micro_batches=2).pace_s == pytest.approx(3, rel=0.15)
         assert simulate(chain, owners, EMPTY, micro_batches=3).pace_s == pytest.approx(3, rel=0.02)

@@ -153,6 +153,14 @@ def assert_is_a_split(problem: Problem, solution: Solution) -> None:
     assert solution.short == ()
 
 
+def many_speeds(blocks: int, number: int, speeds: int) -> Problem:
+    """A long chain on nodes of several speeds, in micro-batches."""
+    rng = random.Random(2)
+    costs = tuple(BlockCost(f"b{j}", rng.uniform(0.5, 1.5), rng.uniform(1, 3), 0.1) for j in range(blocks))
+    nodes = tuple(NodeSpec(f"c{i}", slowdown=1 + 0.5 * (i % speeds)) for i in range(number))
+    return Problem(costs, nodes, objective="micro", micro_batches=8)
+
+
 def solve_or_none(problem: Problem, backend: Any) -> Solution | None:
     try:
         return solve(problem, backend)
@@ -236,6 +244,25 @@ class TestAgainstBruteForce:
         found = solve(Problem(blocks, nodes, objective=objective), "dp")
         assert found.optimal, found.proof
         assert "4,096 sets of nodes" in found.proof
+
+    def test_bounds_before_each_search_change_no_optimum(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Large tables leave runs out range by range; here small ones do too, where all is known."""
+        dp = importlib.import_module("zmpsl.planner.dp")
+        monkeypatch.setattr(dp, "WORTH_PRUNING", 0)
+        for seed in range(300):
+            problem = replace(random_problem(seed), objective="micro", micro_batches=1 + seed % 9)
+            best, found = brute_force(problem), solve_or_none(problem, "dp")
+            assert (math.inf if found is None else found.value) == pytest.approx(best, rel=1e-9), seed
+        long = many_speeds(90, 9, 3)
+        pruned = solve(long, "dp")
+        monkeypatch.setattr(dp, "WORTH_PRUNING", math.inf)
+        assert solve(long, "dp").value == pytest.approx(pruned.value, rel=1e-12)
+        assert pruned.optimal
+
+    def test_where_micro_is_out_of_reach_the_bound_is_near(self) -> None:
+        found = solve(many_speeds(300, 16, 16), "dp", 1.0)
+        assert not found.optimal
+        assert found.value < 1.1 * lower_bound(many_speeds(300, 16, 16))
 
     def test_the_random_problems_are_of_all_kinds(self) -> None:
         """The test above proves little if all its problems are alike."""

@@ -17,7 +17,6 @@ Everything is written to a temporary file, synced and renamed. The union of the 
 
 from __future__ import annotations
 
-import os
 import re
 import shutil
 from collections.abc import Iterable, Iterator
@@ -36,6 +35,7 @@ from zmpsl.job.schema import Job
 from zmpsl.packed_state import pack_state, unpack_state
 from zmpsl.plan import AGGREGATOR, Plan, node_name
 from zmpsl.state import Flat, Layout, Segment, digest, ends_layout, layout_of
+from zmpsl.whole_file import replacing
 
 __all__ = [
     "Record",
@@ -97,14 +97,9 @@ def write_text(path: Path, data: bytes) -> None:
     Raises:
         CheckpointError: The disk is full or read-only.
     """
-    temporary = path.with_name(path.name + ".tmp")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with temporary.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
+        with replacing(path) as temporary:
+            temporary.write_bytes(data)
     except OSError as error:
         raise CheckpointError(f"cannot write {path}: {error.strerror}") from error
 
@@ -159,18 +154,14 @@ def save_parts(run: Path, plan: Plan, round_: int, parts: Iterable[int], layout:
     for part in parts:
         for name, segments in _files(plan.bounds, part, layout):
             path = folder / (name + _ending(plan.job))
-            temporary = path.with_name(path.name + ".tmp")
             tensors = {s.name: views[s.name] for s in segments}
             try:
-                folder.mkdir(parents=True, exist_ok=True)
-                if path.suffix == PACKED:
-                    with temporary.open("wb") as file:
-                        file.writelines(pack_state(tensors, by_name(plan.job.codec.checkpoints)))
-                else:
-                    save_file(tensors, temporary, {"run": plan.run, "round": str(round_), "part": str(part)})
-                with temporary.open("rb") as file:
-                    os.fsync(file.fileno())
-                temporary.replace(path)
+                with replacing(path) as temporary:
+                    if path.suffix == PACKED:
+                        with temporary.open("wb") as file:
+                            file.writelines(pack_state(tensors, by_name(plan.job.codec.checkpoints)))
+                    else:
+                        save_file(tensors, temporary, {"run": plan.run, "round": str(round_), "part": str(part)})
                 # Of a round that is done again after the job was changed, the other file must not be read.
                 path.with_name(name + (PLAIN if path.suffix == PACKED else PACKED)).unlink(missing_ok=True)
             except (OSError, SafetensorError) as error:

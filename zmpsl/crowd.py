@@ -54,6 +54,7 @@ class PacedNode(Node):
         self.check_every_s = max(Node.check_every_s, among / LOOKS_PER_S)
         member.progress_every_s = max(PROGRESS_EVERY_S, among / WORDS_PER_S)
         member.meter.spend = self._spend
+        member.busy = self._busy  # type: ignore[method-assign]
         self._free_at = 0.0  # when the device will be, or became, free
         self._idle = True
         self._running: Iterator[Action] | None = None
@@ -112,6 +113,11 @@ class PacedNode(Node):
         return min(due)
 
     # -- work that takes its time -------------------------------------------------------------------------------------
+
+    def _busy(self) -> bool:
+        links = [link for link in self._links.values() if isinstance(link, ShapedLink)]
+        working = self._running is not None or self._free_at > time.monotonic()
+        return working or bool(self._arriving) or any(link.due is not None for link in links)
 
     def _spend(self, wanted_s: float, _took_s: float) -> None:
         self._free_at += wanted_s

@@ -20,6 +20,7 @@ import yaml
 from msgspec import Meta, Struct
 
 from zmpsl.errors import JobError
+from zmpsl.whole_file import replacing
 
 __all__ = [
     "ALLOWED_FILE", "KEY_ROLES", "LOOPBACK", "MANAGER_FILE", "Allowed", "AllowList", "KeyRole", "PublicKey",
@@ -282,17 +283,11 @@ def _write_list(path: Path, listed: AllowList) -> None:
 
 
 def _write(path: Path, note: str, value: Struct, mode: int) -> None:
-    """Replaces a file in one step; it never exists with a wider mode, not even for a moment."""
+    """Replaces a file in one step."""
     text = f"# {note}\n" + yaml.safe_dump(msgspec.to_builtins(value), sort_keys=False)
-    temporary = path.with_name(path.name + ".tmp")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.unlink(missing_ok=True)
-        with os.fdopen(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
+        with replacing(path, mode) as temporary:
+            temporary.write_text(text, encoding="utf-8")
     except OSError as error:
         raise JobError(f"cannot write {path}: {error.strerror}") from error
 

@@ -17,6 +17,7 @@ from typing import Any
 
 import zmq
 
+from zmpsl.descriptors import Descriptors
 from zmpsl.errors import JoinError, NetworkError, PeerLostError, RemoteProtocolError, ZmpslError, error_for
 from zmpsl.job.network import Network
 from zmpsl.keys import LOOPBACK, Security
@@ -81,6 +82,7 @@ class Node(Life):
         self._shares = context is not None
         self._context = many_sockets() if context is None else context
         self._security = security
+        self._descriptors = Descriptors()
         self._border = Border(Gate(self._context) if security.key is not None else None)
         self._shaky_since = time.monotonic()
         self._watch = LinkWatch()
@@ -218,17 +220,17 @@ class Node(Life):
 
     def _check(self, now: float) -> None:
         """Looks after connections and deadlines, four times a second."""
-        if self._control.watch() and self._met:
+        if self._control.lost() | (self._control.watch() and self._met):
             self._perform(self.member.rejoin())
         if self._control.connected:
             self._away_since, self._met = now, True
         self._check_handshake(now)
-        if now - self._away_since > (self._patience_s if self._met else self._reach_s):
+        if (away_s := now - self._away_since) > (self._patience_s if self._met else self._reach_s):
             self._fail(
-                PeerLostError(
-                    f"the manager at {self._control.endpoint} has been out of reach for {now - self._away_since:.1f} s"
-                )
+                PeerLostError(f"the manager at {self._control.endpoint} has been out of reach for {away_s:.1f} s")
             )
+        if text := self._descriptors.look():
+            log.warning(text)
         self._check_links(now)
         if self._troubled_at is not None and now - self._troubled_at > self._network.lost_after_s:
             # The manager should have ended the run by now; do not wait for ever.
@@ -359,10 +361,8 @@ class Node(Life):
         if self._troubled_at is not None or self._stop is not None:
             return
         who = self.member.place or self.member.role
-        code = 1
-        if isinstance(error, ZmpslError):
-            code = error.exit_code
-        else:
+        code = error.exit_code if isinstance(error, ZmpslError) else 1
+        if not isinstance(error, ZmpslError):
             log.exception("%s failed", who)
             error = ZmpslError(f"{who}: {type(error).__name__}: {error}")
         self.error = error

@@ -9,16 +9,18 @@ from collections.abc import Callable, Iterator
 import zmq
 from msgspec import structs
 
+from zmpsl.descriptors import Descriptors
 from zmpsl.errors import JobError, JoinError, NetworkError, RemoteProtocolError, ZmpslError, error_for
 from zmpsl.keys import LOOPBACK, Security
 from zmpsl.life import Life, State, complain
-from zmpsl.messages import Join, Leave, Probe, Probed, Refused, ToManager
+from zmpsl.messages import Join, Leave, Probe, Probed, Refused, ToManager, Unheard
 from zmpsl.roles.actions import Action, Tell
 from zmpsl.roles.manager import Manager
 from zmpsl.security import MAX_REJECTED, Guard
 from zmpsl.transport.address import check_address
 from zmpsl.transport.control import ControlServer
 from zmpsl.transport.curve import Gate, check_pair
+from zmpsl.transport.envelope import LostError
 
 __all__ = ["ManagerNode"]
 
@@ -62,7 +64,7 @@ class ManagerNode(Life):
         self._guard: Guard | None = None
         self._watched_at = 0.0
         self._rejections: Counter[str] = Counter()
-        self._handshakes = 0
+        self._handshakes = self._lost = 0
         try:
             if security.key is not None:
                 if security.allowed is None:
@@ -73,6 +75,7 @@ class ManagerNode(Life):
             self._context.term()
             raise
         self.endpoint = self._server.endpoint
+        self._descriptors = Descriptors()
         self._poller = zmq.Poller()
         self._poller.register(self._server.socket, zmq.POLLIN)
 
@@ -124,7 +127,9 @@ class ManagerNode(Life):
                 self._hear(*received)
             except RemoteProtocolError as error:
                 complain(self.rejected, error)
-                self._blame(error)
+                if not isinstance(error, LostError):
+                    self._blame(error)
+            self._tell_losses()
         now = time.monotonic()
         if now - self._watched_at >= WATCH_EVERY_S:
             self._watched_at = now
@@ -151,6 +156,17 @@ class ManagerNode(Life):
         if self._guard is not None and isinstance(message, Leave):
             self._guard.forget(who)
 
+    def _tell_losses(self) -> None:
+        """Asks those of whom something was lost on the way to join again, in the order in which it was found out."""
+        while self._server.losses:
+            who, number = self._server.losses.popleft()
+            seat = self.manager.roster.get(who)
+            if seat is not None:
+                self._lost += 1
+                if self._lost & (self._lost - 1) == 0:
+                    self.manager.board.notice(f"a message of {seat} was lost on the way ({self._lost} so far)")
+            self._server.send(who, Unheard(number=number))
+
     def _blame(self, error: RemoteProtocolError) -> None:
         """Counts what a member said and nobody may say; sends it away when it goes too far."""
         seat = self.manager.roster.get(self._server.who)
@@ -164,6 +180,8 @@ class ManagerNode(Life):
     def _watch(self) -> None:
         """Looks at failed handshakes, and at the allow-list."""
         board = self.manager.board
+        if text := self._descriptors.look():
+            board.notice(text)
         for failure in self._server.failures():
             self._handshakes += 1
             if self._handshakes & (self._handshakes - 1) == 0:

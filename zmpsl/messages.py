@@ -22,18 +22,26 @@ A member joins, is welcomed to a place, gets the plan, builds its part, says rea
     Evaluated       ------------>
                     <------------   Finish
 
+When an owner stalls and others wait for its place, the nodes set its replica aside, on disk, until it goes on:
+
+                    <------------   SetAside (owner)    (to all nodes)
+    Aside           ------------>                       (its place is given away when all have)
+    Aside           ------------>                       (a task of it came: it waits for a place)
+                    <------------   TakeUp (owner)      (to all nodes)
+
 When a role is lost, or a link between two lost messages, the plan is void and the round is begun again:
 
     Broken (a link)  ----------->
                     <------------   Pause               (drop the work of that plan)
     Paused          ------------>
     Join (again)    ------------>                       (whoever was lost)
+                    <------------   Unheard             (a message came damaged, or one is missing: join again)
                     <------------   Publish             (the next plan, from the last committed round)
 """
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 import msgspec
 from msgspec import Meta, Struct
@@ -41,17 +49,18 @@ from msgspec import Meta, Struct
 from zmpsl.errors import RemoteProtocolError
 from zmpsl.job.schema import Job
 from zmpsl.plan import Activation, Block, Footprint, Plan
-from zmpsl.pool.spill import SpillStats
 from zmpsl.profiles import Profile
+from zmpsl.stats import Stats
 
 __all__ = [
-    "Accuse", "Begin", "Broken", "Committed", "Describe", "Described", "Evaluate", "Evaluated", "Finish",
-    "FromManager", "Join", "Leave", "LinkStats", "MaskKeys", "Measure", "Pause", "Paused", "Ping", "Prepared",
-    "Probe", "Probed", "Profiled", "Progress", "Publish", "Ready", "Refused", "Stats", "Submit", "ToManager",
-    "Trained", "Trouble", "Welcome", "decode_from_manager", "decode_to_manager", "encode", "PROTOCOL",
+    "Accuse", "Aside", "Begin", "Broken", "Committed", "Describe", "Described", "Evaluate", "Evaluated", "Finish",
+    "FromManager", "Join", "Leave", "MaskKeys", "Measure", "Pause", "Paused", "Ping", "Prepared",
+    "Probe", "Probed", "Profiled", "Progress", "Publish", "Ready", "Refused", "SetAside", "Submit",
+    "TakeUp", "ToManager", "Trained", "Trouble", "Unheard", "Welcome", "decode_from_manager", "decode_to_manager",
+    "encode", "PROTOCOL",
 ]  # fmt: skip
 
-PROTOCOL = 2
+PROTOCOL = 3
 Text = Annotated[str, Meta(max_length=4000)]
 Name = Annotated[str, Meta(max_length=64)]
 MaskKey = Annotated[bytes, Meta(max_length=32)]
@@ -59,51 +68,6 @@ MaskKey = Annotated[bytes, Meta(max_length=32)]
 
 class Message(Struct, frozen=True, kw_only=True, tag=True):
     """Base of all messages; the class name is the tag on the wire."""
-
-
-class LinkStats(Struct, frozen=True, kw_only=True):
-    """What was sent on one kind of link: seconds, bytes, and tensors by codec.
-
-    `packed_bytes` leaves out headers; `chosen` and `bytes_per_s` are those of `codec: auto` now, empty and 0 elsewhere.
-    """
-
-    raw_bytes: int = 0
-    packed_bytes: int = 0
-    encode_s: float = 0.0
-    decode_s: float = 0.0
-    codecs: dict[Name, int] = {}
-    chosen: Text = ""
-    bytes_per_s: float = 0.0
-
-    def plus(self, other: LinkStats, sign: int = 1) -> LinkStats:
-        """Gives the sum, or the difference with sign -1; what is chosen now is ours, or else the other's."""
-        codecs = dict(self.codecs)
-        for name, tensors in other.codecs.items():
-            codecs[name] = codecs.get(name, 0) + sign * tensors
-        return LinkStats(
-            raw_bytes=self.raw_bytes + sign * other.raw_bytes,
-            packed_bytes=self.packed_bytes + sign * other.packed_bytes,
-            encode_s=self.encode_s + sign * other.encode_s,
-            decode_s=self.decode_s + sign * other.decode_s,
-            codecs={name: tensors for name, tensors in codecs.items() if tensors},
-            chosen=self.chosen or other.chosen,
-            bytes_per_s=self.bytes_per_s or other.bytes_per_s,
-        )
-
-
-class Stats(Struct, frozen=True, kw_only=True):
-    """What a role has done in one round so far. Seconds and bytes; counts are exact."""
-
-    forward_s: float = 0.0
-    backward_s: float = 0.0
-    update_s: float = 0.0
-    round_s: float = 0.0
-    tasks: int = 0
-    sent_bytes: int = 0
-    received_bytes: int = 0
-    rejected: int = 0
-    links: dict[Name, LinkStats] = {}
-    spill: SpillStats = SpillStats()
 
 
 class Join(Message, frozen=True, kw_only=True, tag=True):
@@ -165,13 +129,17 @@ class Ready(Message, frozen=True, kw_only=True, tag=True):
 
 
 class Progress(Message, frozen=True, kw_only=True, tag=True):
-    """What a role did in the round so far; said now and then."""
+    """What a role did in the round so far; said now and then.
+
+    `busy` tells of work that is only imitated, of which more may come without anything else happening.
+    """
 
     plan: int
     round: int
     batches: int = 0
     loss_sum: float = 0.0
     samples: int = 0
+    busy: bool = False
     stats: Stats = Stats()
 
 
@@ -214,6 +182,20 @@ class Broken(Message, frozen=True, kw_only=True, tag=True):
 
     plan: int
     peer: Name
+    text: Text = ""
+
+
+class Aside(Message, frozen=True, kw_only=True, tag=True):
+    """What a compute node tells of an owner that it was asked to set aside, by its index.
+
+    `kept`: its replica is on disk, and its place free; `failed`: that could not be, and why; `came`: a task of it came
+    meanwhile and waits; `closed`: its work of this round is in the sum.
+    """
+
+    plan: int
+    round: int
+    owner: Annotated[int, Meta(ge=0)]
+    state: Literal["kept", "failed", "came", "closed"]
     text: Text = ""
 
 
@@ -301,6 +283,20 @@ class Begin(Message, frozen=True, kw_only=True, tag=True):
     round: int
 
 
+class SetAside(Message, frozen=True, kw_only=True, tag=True):
+    """Write the replica of an owner to disk and give its place to others: it has stalled."""
+
+    round: int
+    owner: int
+
+
+class TakeUp(Message, frozen=True, kw_only=True, tag=True):
+    """An owner that was set aside has its place again."""
+
+    round: int
+    owner: int
+
+
 class Committed(Message, frozen=True, kw_only=True, tag=True):
     """This round counts: the manager's record is written."""
 
@@ -325,6 +321,12 @@ class Ping(Message, frozen=True, kw_only=True, tag=True):
     """Says nothing; sending it shows whether the way is open."""
 
 
+class Unheard(Message, frozen=True, kw_only=True, tag=True):
+    """Something the member said, up to this number of its messages, was lost on the way: it is to join again."""
+
+    number: int
+
+
 class Probe(Message, frozen=True, kw_only=True, tag=True):
     """Asks the manager for these bytes back: tells how fast the way there is."""
 
@@ -337,12 +339,12 @@ class Probed(Message, frozen=True, kw_only=True, tag=True):
     data: Annotated[bytes, Meta(max_length=1 << 20)] = b""
 
 
-OfPlan = Progress | Trained | Prepared | Evaluated | Broken
+OfPlan = Progress | Trained | Prepared | Evaluated | Broken | Aside
 FromMember = Described | Profiled | Ready | Paused | OfPlan | Trouble | Accuse | Leave
 ToManager = Join | Submit | Probe | FromMember
 FromManager = (
     Refused | Welcome | Describe | Measure | Publish | Pause | MaskKeys | Begin | Committed | Evaluate | Finish | Ping
-    | Probed
+    | Probed | SetAside | TakeUp | Unheard
 )  # fmt: skip
 
 _ENCODER = msgspec.msgpack.Encoder()
@@ -355,7 +357,7 @@ def encode(message: Message) -> bytes:
     return _ENCODER.encode(message)
 
 
-def decode_to_manager(data: bytes) -> ToManager:
+def decode_to_manager(data: bytes | memoryview) -> ToManager:
     """Reads what a member said.
 
     Raises:
@@ -368,7 +370,7 @@ def decode_to_manager(data: bytes) -> ToManager:
         raise RemoteProtocolError(f"a member sent {len(data)} bytes that are no control message: {error}") from error
 
 
-def decode_from_manager(data: bytes) -> FromManager:
+def decode_from_manager(data: bytes | memoryview) -> FromManager:
     """Reads what the manager said.
 
     Raises:

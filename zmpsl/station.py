@@ -7,22 +7,26 @@ zmpsl.loop with sockets, zmpsl.launch.memory without.
 from __future__ import annotations
 
 import heapq
+import time
 from collections.abc import Callable, Iterator
 from itertools import count
 
 from zmpsl.errors import RemoteProtocolError
 from zmpsl.job.codec import Spec, parse_spec
 from zmpsl.job.schema import Codec as CodecSettings
-from zmpsl.messages import LinkStats
+from zmpsl.messages import Accuse
 from zmpsl.plan import AGGREGATOR, node_name, owner_name
-from zmpsl.roles.actions import Action, Connect, Send
+from zmpsl.roles.actions import Action, Connect, Say, Send
 from zmpsl.roles.member import Member
+from zmpsl.stats import LinkStats
+from zmpsl.transport.address import leaves_host
 from zmpsl.transport.damage import DamagedError
 from zmpsl.transport.outbox import Outbox
 from zmpsl.transport.packing import Packer, Tally, Unpacker
+from zmpsl.transport.quota import Quota, QuotaError
 from zmpsl.transport.task import Op, Task
 from zmpsl.transport.tcp_info import Reading
-from zmpsl.transport.wire import OWNER_SENDER, Header
+from zmpsl.transport.wire import HEADER_BYTES, OWNER_SENDER, Header
 
 __all__ = ["URGENCY", "Station", "codec_for", "sender_of"]
 
@@ -49,6 +53,8 @@ class Station:
         outboxes: By place name of the peer.
         packers: The same, how their tensors are packed.
         unpack: Unpacks what arrives.
+        quota: What owners may send to us.
+        clock: The time in seconds, for that.
         strays: Tasks that were whole but not for us, and were dropped.
     """
 
@@ -58,10 +64,13 @@ class Station:
         self.packers: dict[str, Packer] = {}
         self._tallies: dict[str, Tally] = {}
         self.unpack = Unpacker(member.known_mask)
+        self.quota = Quota()
+        self.clock = time.monotonic
         self.strays = 0
         self._waiting: list[tuple[int, int, Task]] = []
-        self._parked: list[tuple[int, int, Task]] = []  # there is no room for them before somebody closes
+        self._parked: list[tuple[int, int, Task]] = []  # there is no room for them now
         self._order = count()
+        self._far: frozenset[str] = frozenset()  # peers whose address is none of this host alone
         member.links = self.traffic  # type: ignore[method-assign]
 
     def disconnect(self) -> None:
@@ -73,6 +82,8 @@ class Station:
     def connect(self, action: Connect) -> None:
         """Makes an outbox for every peer of the plan."""
         job, keys = action.plan.job, {peer.name: peer.public for peer in action.plan.peers}
+        self.quota = Quota(job.network.credit_bytes, job.guard.bytes_per_s, job.guard.messages_per_s)
+        self._far = frozenset(name for name, endpoint in action.peers.items() if leaves_host(endpoint))
         for name in action.peers:
             me = self.member.place
             packer = Packer(f"{me}>{name}", codec_for(job.codec, me, name))
@@ -90,9 +101,12 @@ class Station:
         self.outboxes[action.to].push(self.packers[action.to].queued(action.task))
 
     def measured(self, peer: str, look: Callable[[], Reading | None]) -> None:
-        """Measures the link to a peer, where a codec is chosen by that; `look` gives what the kernel knows of it."""
+        """Measures the link to a peer, where it leads to another host, or a codec is chosen by it.
+
+        `look` gives what the kernel knows of it.
+        """
         packer = self.packers[peer]
-        if packer.adaptive and (reading := look()) is not None:
+        if (packer.adaptive or peer in self._far) and (reading := look()) is not None:
             packer.rate.read(*reading)
 
     def traffic(self) -> dict[str, LinkStats]:
@@ -107,6 +121,7 @@ class Station:
                 codecs=dict(tally.codecs),
                 chosen="" if packer is None else packer.chosen,
                 bytes_per_s=0.0 if packer is None else packer.rate.bytes_per_s or 0.0,
+                latency_s=0.0 if packer is None else packer.rate.latency_s,
             )
             links[name] = links[name].plus(sent) if name in links else sent
         for sender, seconds in self.unpack.seconds.items():
@@ -126,12 +141,18 @@ class Station:
 
         Raises:
             RemoteProtocolError: The task or credit is not for us; it is dropped and counted.
+            QuotaError: Its owner has sent more than it may; the same holds.
         """
+        by_owner = header.task.sender == OWNER_SENDER
         try:
+            if by_owner:
+                self._count(header)
             granted = self._grant(header) if header.credit else None
             if task is not None and task.op is not Op.CREDIT:
                 self.member.admit(task)
                 self.member.inspect(task)
+                if by_owner:
+                    self.quota.hold(task.owner, task.nbytes)
                 heapq.heappush(self._waiting, (URGENCY[task.op], next(self._order), task))
         except RemoteProtocolError:
             self.strays += 1
@@ -141,10 +162,14 @@ class Station:
         return granted
 
     def lost(self, error: RemoteProtocolError) -> Iterator[Action]:
-        """Tells the manager of a message that was changed on the way, if anybody waits for it: the round begins again.
+        """Tells the manager why a message was not used, where it has to know.
 
-        With keys nothing can be changed on the way; then it was sent like that, and whoever does it is blamed for it.
+        One that was changed on the way is lost, if anybody waits for it: the round begins again. With keys nothing can
+        be changed on the way; then it was sent like that, and whoever does it is blamed for it. An owner that sends
+        more than it may is accused.
         """
+        if isinstance(error, QuotaError) and error.first:
+            yield Say(Accuse(place=owner_name(error.owner), text=str(error)))
         plan = self.member.plan
         if not isinstance(error, DamagedError) or plan is None or error.task.plan != plan.version:
             return
@@ -180,7 +205,9 @@ class Station:
         self._parked.clear()
 
     def _park(self) -> None:
-        """Puts aside what there is no room for; its sender gets no credit back meanwhile, so this is bounded."""
+        """Parks what there is no room for; its sender gets no credit back meanwhile, so this is bounded."""
+        if self._parked and self.member.more_room():
+            self._unpark()
         while self._waiting and not self.member.has_room(self._waiting[0][2]):
             self._parked.append(heapq.heappop(self._waiting))
 
@@ -189,7 +216,7 @@ class Station:
             self.member.admit(task)  # again: the round may have ended while it waited, and then it has come twice
         except RemoteProtocolError:
             self.strays += 1
-            self._used_up(task)
+            self._done(task)
             return
         try:
             yield from self.member.handle(task)
@@ -199,10 +226,24 @@ class Station:
             yield from self.member.broken(sender_of(task), str(error))
             return
         if task.op is Op.CLOSE:
-            for parked in self._parked:
-                heapq.heappush(self._waiting, parked)
-            self._parked.clear()
+            self._unpark()
+        self._done(task)
+
+    def _count(self, header: Header) -> None:
+        """Holds a message of an owner of the plan against what it may send."""
+        plan, task = self.member.plan, header.task
+        if plan is not None and task.plan == plan.version and plan.takes_part(task.owner):
+            self.quota.come(task.owner, HEADER_BYTES + header.size, self.clock())
+
+    def _done(self, task: Task) -> None:
+        if task.sender == OWNER_SENDER:
+            self.quota.used(task.owner, task.nbytes)
         self._used_up(task)
+
+    def _unpark(self) -> None:
+        for parked in self._parked:
+            heapq.heappush(self._waiting, parked)
+        self._parked.clear()
 
     def _used_up(self, task: Task) -> None:
         """Notes that the sender of a task gets its credit back."""

@@ -6,11 +6,12 @@ import os
 import socket
 import time
 from collections.abc import Callable
+from contextlib import suppress
 
 import zmq
 
 from zmpsl import __version__
-from zmpsl.errors import NetworkError, PeerLostError, error_for
+from zmpsl.errors import NetworkError, PeerLostError, RemoteProtocolError, error_for
 from zmpsl.job.schema import Job
 from zmpsl.keys import LOOPBACK, Security
 from zmpsl.messages import Committed, Finish, FromManager, Join, Leave, Publish, Refused, Submit, Welcome
@@ -52,7 +53,7 @@ def submit(
         deadline = time.monotonic() + reach_s
         while True:
             client.socket.poll(100)
-            while (message := client.receive()) is not None:
+            while (message := _next(client)) is not None:
                 if isinstance(message, Welcome) and message.job == job and not accepted:
                     accepted = True
                     tell(f"job {job.name} accepted by the manager at {manager}")
@@ -63,7 +64,10 @@ def submit(
                     raise PeerLostError(f"the manager at {manager} was started again, and has another job or none")
                 if _over(message, tell):
                     return
-            if client.watch() and accepted:  # a manager that was away, or the one that follows it, has forgotten us
+            lost = client.lost()
+            if lost and not accepted:
+                client.send(Submit(job=job))
+            if (client.watch() or lost) and accepted:  # a manager that was away, or the next one, has forgotten us
                 client.send(observe)
             if client.hopeless or (client.failure and not accepted and time.monotonic() > deadline - reach_s / 2):
                 raise NetworkError(f"no handshake with the manager at {manager}: {client.failure}")
@@ -79,6 +83,13 @@ def submit(
         client.send(Leave())
         client.close(0.5)
         context.term()
+
+
+def _next(client: ControlClient) -> FromManager | None:
+    """Takes the next message that can be read, if there is one."""
+    while True:
+        with suppress(RemoteProtocolError):
+            return client.receive()
 
 
 def _over(message: FromManager, tell: Callable[[str], object]) -> bool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from zmpsl.cli.options import PATH, errors
+from zmpsl.cli.tables import echo_json, table
 
 if TYPE_CHECKING:
     from zmpsl.job import Job
-    from zmpsl.planner.advice import Advice
     from zmpsl.planner.scenario import Choice
     from zmpsl.profiles import Profile
 
@@ -67,8 +66,10 @@ def plan(
 ) -> None:  # fmt: skip
     """Show where JOB would be cut, what each node would hold and do, and how else it could be done."""
     with errors():
+        from zmpsl.cli.plan_text import show_infeasible, show_plan
         from zmpsl.job import load_job
         from zmpsl.planner.advice import advise
+        from zmpsl.planner.solution import Infeasible
 
         more = [f"compute_nodes={nodes}", "multihop_level=null"] if nodes is not None else []
         job = load_job(path, [*overrides, *more])
@@ -76,11 +77,16 @@ def plan(
         decided, job = job.train.micro_batches == "auto", measured.job
         each = job.train.local_epochs * batches if batches is not None else 0
         counts = (each,) * job.owners if each else _batches(job)
-        advice = advise(measured, counts, job.planning.solver)
+        try:
+            advice = advise(measured, counts, job.planning.solver)
+        except Infeasible as error:
+            if form == "json":
+                show_infeasible(error)
+            raise
         if form == "json":
-            _echo_json(advice)
+            echo_json(advice)
         else:
-            _show_plan(job, advice)
+            show_plan(job, advice)
             if decided:
                 click.echo(f"train.micro_batches: auto takes {job.train.micro_batches}")
 
@@ -105,15 +111,20 @@ def simulate(path: Path, form: str) -> None:
 
 
 def _measure(job: Job, shape: str | None, repeats: int, budget: float, from_data: bool) -> Profile:
+    import msgspec
+
     from zmpsl.engine.build import summarise
     from zmpsl.engine.profile import Effort, inputs_like, measure, use_threads
+    from zmpsl.message_trial import message_cost
     from zmpsl.plan import micro_samples
 
     use_threads(job.threads)
     blocks = summarise(job.model)
     sample, dtype = _sample(job, shape, from_data)
     inputs = inputs_like(sample, dtype, micro_samples(job))
-    return measure(job.model, blocks, range(len(blocks)), inputs, job.optimizer, Effort(repeats, budget))
+    found = measure(job.model, blocks, range(len(blocks)), inputs, job.optimizer, Effort(repeats, budget))
+    largest = max(block.output_bytes for block in found.blocks.values())
+    return msgspec.structs.replace(found, messages=message_cost(largest))
 
 
 def _sample(job: Job, shape: str | None, from_data: bool) -> tuple[tuple[int, ...], str]:
@@ -203,7 +214,7 @@ def _answer(path: Path, form: str, method: Any) -> None:
         every = list(choices(scenario, found, method))
         front = pareto(every)
         if form == "json":
-            _echo_json({"choices": every, "pareto": front})
+            echo_json({"choices": every, "pareto": front})
         else:
             _show_choices(every, front)
 
@@ -211,35 +222,11 @@ def _answer(path: Path, form: str, method: Any) -> None:
 # -- showing ----------------------------------------------------------------------------------------------------------
 
 
-def _echo_json(value: Any) -> None:
-    import msgspec
-
-    click.echo(msgspec.json.format(msgspec.json.encode(value), indent=1).decode())
-
-
-def _table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """Prints a table: with rich where that is installed."""
-    try:
-        from rich.console import Console
-        from rich.table import Table
-    except ImportError:
-        click.echo(title)
-        for row in (columns, *rows):
-            click.echo("  ".join(row))
-        return
-    table = Table(title=title, title_justify="left")
-    for number, column in enumerate(columns):
-        table.add_column(column, justify="left" if number == 0 else "right", overflow="fold")
-    for row in rows:
-        table.add_row(*row)
-    Console(soft_wrap=False, width=None if sys.stdout.isatty() else 160).print(table)
-
-
 def _show_profile(found: Profile, form: str) -> None:
     from zmpsl.observe.readable import amount
 
     if form == "json":
-        _echo_json(found)
+        echo_json(found)
         return
     rows = [
         [
@@ -256,78 +243,13 @@ def _show_profile(found: Profile, form: str) -> None:
         f" {found.host}; median and middle half in ms"
     )
     columns = ["block", "kind", "forward", "backward", "update", "weights", "optimiser", "saved", "output"]
-    _table(title, columns, rows)
+    table(title, columns, rows)
+    if (cost := found.messages) is not None:
+        rate = amount(1 / max(cost.transit_s_per_byte, 1e-11))
+        each = f"{1e6 * cost.send_s:.0f} µs to send, {1e6 * cost.receive_s:.0f} µs to receive"
+        click.echo(f"a message to itself takes {each}, and {1e6 * cost.transit_s:.0f} µs on the way, at {rate}/s")
     per_task = f"{1e6 * found.task_s:.0f} µs per task and {1e6 * found.step_s:.0f} µs per optimiser step"
     click.echo(f"besides, {per_task}, whatever the blocks; measurements spread by {100 * found.spread:.0f} %")
-
-
-def _show_plan(job: Job, advice: Advice) -> None:
-    from zmpsl.observe.readable import amount, duration
-
-    rows = []
-    for held in advice.parts:
-        memory = "" if held.memory_bytes is None else amount(held.memory_bytes)
-        memory += "" if held.budget_bytes is None else f" of {amount(held.budget_bytes)}"
-        busy_s = held.forward_s + held.backward_s + held.update_s
-        rows.append(
-            [
-                str(held.part), held.where, f"{held.first}-{held.stop - 1}", amount(held.parameter_bytes), memory,
-                f"{1e3 * held.forward_s:.3f}", f"{1e3 * held.backward_s:.3f}", f"{1e3 * held.update_s:.3f}",
-                f"{1e3 * busy_s:.3f}",
-            ]
-        )  # fmt: skip
-    columns = ["part", "where", "blocks", "weights", "memory", "forward", "backward", "update", "ms per batch"]
-    _table(f"{job.name}: {job.owners} owners, {job.nodes} compute nodes", columns, rows)
-    click.echo(f"solved in {advice.solution.seconds:.2f} s by {advice.solution.backend}: {advice.solution.proof}")
-    expected = advice.prediction
-    click.echo(f"bottleneck {expected.bottleneck}: {1e3 * expected.pace_s:.3f} ms per batch")
-    _show_fill(advice)
-    click.echo(
-        f"epoch {duration(advice.epoch_s)}: training {duration(expected.round_s)}, averaging"
-        f" {duration(advice.aggregate_s)}; roles are taken to have a processor each"
-    )
-    paper = advice.paper
-    click.echo(
-        f"the paper's eq. (5): {duration(paper.total_s)} = start {duration(paper.start_s)} + empty"
-        f" {duration(paper.empty_s)} + ({paper.batches} - 1) * full {duration(paper.full_s)} + end"
-        f" {duration(paper.end_s)} + averaging {duration(paper.aggregate_s)}"
-    )
-    _show_ways(advice)
-
-
-def _show_ways(advice: Advice) -> None:
-    from zmpsl.observe.readable import duration
-
-    _table(
-        "other ways",
-        ["way", "epoch", "against the plan", "ms per batch", "layout, or why not"],
-        [
-            [
-                way.name,
-                "-" if way.epoch_s is None else duration(way.epoch_s),
-                "-" if way.epoch_s is None else f"{100 * (way.epoch_s / advice.epoch_s - 1):+.0f} %",
-                "-" if way.pace_s is None else f"{1e3 * way.pace_s:.3f}",
-                way.text,
-            ]
-            for way in advice.alternatives
-        ],
-    )
-
-
-def _show_fill(advice: Advice) -> None:
-    expected, micro = advice.prediction, advice.micro
-    click.echo(
-        f"pipe: one batch alone takes {1e3 * expected.round_trip_s:.3f} ms, so {expected.owners_to_fill:.1f} owners"
-        f" fill it; there are {advice.owners}"
-    )
-    if not advice.full:
-        pieces = expected.micro_batches_to_fill
-        remedy = f"train.micro_batches: {pieces} would fill it" if pieces else "no number of micro-batches fills it"
-        click.echo(f"warning: too few owners to fill the pipe, nodes will wait; {remedy}")
-    click.echo(
-        f"for one owner alone micro-batches of {micro.samples} samples ({micro.micro_batches} per batch) are fastest:"
-        f" {1e3 * micro.solution.value:.3f} ms per batch"
-    )
 
 
 def _show_choices(every: Sequence[Choice], front: Sequence[Choice]) -> None:
@@ -344,7 +266,7 @@ def _show_choices(every: Sequence[Choice], front: Sequence[Choice]) -> None:
         for one in done[:MOST_CHOICES_SHOWN]
     ]  # fmt: skip
     columns = ["nodes", "epoch", "cost", "eq. (5)", "bottleneck", "pipe", "layout"]
-    _table("fastest first; * no other is both faster and cheaper", columns, rows)
+    table("fastest first; * no other is both faster and cheaper", columns, rows)
     if len(done) > MOST_CHOICES_SHOWN:
         click.echo(f"{len(done) - MOST_CHOICES_SHOWN} slower choices are left out; --format json has them")
     for one in every:

@@ -23,6 +23,24 @@ class Guard(Settings, frozen=True, forbid_unknown_fields=True, kw_only=True):
             )
         ),
     ] = None
+    bytes_per_s: Annotated[
+        Annotated[float, Meta(gt=0)] | None,
+        Meta(
+            description=(
+                "most bytes per second, with headers, that an owner sends to one role over the time of a plan; ten"
+                " seconds' worth, and no less than `network.credit_bytes`, may come at once; null: any"
+            )
+        ),
+    ] = None
+    messages_per_s: Annotated[
+        Annotated[float, Meta(gt=0)] | None,
+        Meta(
+            description=(
+                "most messages per second of an owner to one role, a chunk of 1 MiB each; ten seconds' worth may come"
+                " at once; null: any"
+            )
+        ),
+    ] = None
     update_norm: Annotated[
         Annotated[float, Meta(gt=0)] | None,
         Meta(

@@ -3,29 +3,45 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import msgspec
 from msgspec import Struct
 
 from zmpsl.errors import JobError
 from zmpsl.plan import micro_samples
-from zmpsl.planner.cost import Chain, Owners, PaperTime, aggregation_time, paper_time, splitnn_time
+from zmpsl.planner.cost import (
+    Chain,
+    Owners,
+    PaperTime,
+    PartTime,
+    Transfers,
+    aggregation_time,
+    paper_time,
+    splitnn_time,
+    transfer_s,
+)
+from zmpsl.planner.handling import handled
 from zmpsl.planner.lanes import Lane, allocate
 from zmpsl.planner.manual import even_split, greedy_split
-from zmpsl.planner.measured import Measured, chain_of, owners_of, problem_of, transfers_of
+from zmpsl.planner.measured import Measured, chain_of, own_link_from, owners_of, problem_of, transfers_of
 from zmpsl.planner.micro import MicroPlan, best
 from zmpsl.planner.predict import Prediction, predict
 from zmpsl.planner.problem import BlockCost, NodeSpec, Problem
 from zmpsl.planner.simulate import simulate
 from zmpsl.planner.solution import Infeasible, Solution, exposed
 from zmpsl.planner.solver import Backend, solve
+from zmpsl.profiles import Profile
 
-__all__ = ["Advice", "Alternative", "Held", "advise", "bounds_of", "micro_problem"]
+__all__ = ["Advice", "Alternative", "Held", "Hop", "advise", "bounds_of", "micro_problem"]
 
 
 class Held(Struct, frozen=True):
-    """One part of the plan: where it is, its blocks [first, stop), and what it costs there per batch."""
+    """One part of the plan: where it is, its blocks [first, stop), and what it costs there per batch.
+
+    `epoch_busy_s` is what it costs there in an epoch, of the first owner for the owners' parts; `cores` are those of
+    the device, `threads` torch's.
+    """
 
     part: int
     where: str
@@ -37,6 +53,23 @@ class Held(Struct, frozen=True):
     update_s: float
     memory_bytes: float | None = None
     budget_bytes: float | None = None
+    epoch_busy_s: float = 0.0
+    cores: int = 1
+    threads: int = 1
+    host: str = ""
+
+
+class Hop(Struct, frozen=True):
+    """One link of the chain: what it is taken for, where that is from, and its seconds per batch in each direction."""
+
+    between: str
+    bytes_per_s: float
+    latency_s: float
+    origin: str
+    forward_bytes: float
+    backward_bytes: float
+    forward_s: float
+    backward_s: float
 
 
 class Alternative(Struct, frozen=True):
@@ -53,6 +86,7 @@ class Advice(Struct, frozen=True):
 
     Attributes:
         parts: P parts, the owners' first.
+        links: P - 1 links; those of owners are the first owner's.
         solution: As the solver gave it.
         prediction: Pace, bottleneck, fill and seconds of training in one round.
         aggregate_s: The owners' parts on their way to the aggregator and back, T_aggr.
@@ -65,6 +99,7 @@ class Advice(Struct, frozen=True):
     """
 
     parts: tuple[Held, ...]
+    links: tuple[Hop, ...]
     solution: Solution
     prediction: Prediction
     aggregate_s: float
@@ -103,7 +138,8 @@ def advise(measured: Measured, batches: tuple[int, ...], backend: Backend = "dp"
     expected = predict(measured, bounds, order, batches)
     aggregate_s = aggregation_time(owners, moved.owner_bytes)
     return Advice(
-        _parts(measured, solution, chain, owners),
+        _parts(measured, solution, chain, owners, batches),
+        _links(measured, chain, owners, moved, order),
         solution,
         expected,
         aggregate_s,
@@ -155,25 +191,45 @@ def micro_problem(measured: Measured, samples: int) -> Problem:
     )
 
 
-def _parts(measured: Measured, solution: Solution, chain: Chain, owners: Owners) -> tuple[Held, ...]:
-    def weights(start: int, stop: int) -> float:
-        return math.fsum(measured.block(index).parameter_bytes for index in range(start, stop))
+def _parts(
+    measured: Measured, solution: Solution, chain: Chain, owners: Owners, batches: tuple[int, ...]
+) -> tuple[Held, ...]:
+    nodes = {node.name: node.profile for node in measured.nodes}
+
+    def held(number: int, where: str, first: int, stop: int, part: PartTime, profile: Profile, count: int) -> Held:
+        weights = math.fsum(measured.block(index).parameter_bytes for index in range(first, stop))
+        return Held(
+            number, where, first, stop, weights, part.forward_s, part.backward_s, part.update_s,
+            epoch_busy_s=count * part.all_s, cores=profile.cores, threads=profile.threads, host=profile.host,
+        )  # fmt: skip
 
     owner, count = owners.each()[0], measured.owner.model_blocks
-    held = [
-        Held(0, "each owner", 0, measured.first_cut, weights(0, measured.first_cut), owner.first.forward_s,
-             owner.first.backward_s, owner.first.update_s),
-    ]  # fmt: skip
+    found = [held(0, "each owner", 0, measured.first_cut, owner.first, measured.owner, batches[0])]
     for number, (piece, part) in enumerate(zip(solution.pieces, chain.parts, strict=True), 1):
-        held.append(
-            Held(number, piece.node, piece.first, piece.stop, weights(piece.first, piece.stop), part.forward_s,
-                 part.backward_s, part.update_s, piece.memory_bytes, piece.budget_bytes)
-        )  # fmt: skip
-    held.append(
-        Held(len(held), "each owner", measured.last_cut, count, weights(measured.last_cut, count), owner.last.forward_s,
-             owner.last.backward_s, owner.last.update_s)
+        here = held(number, piece.node, piece.first, piece.stop, part, nodes[piece.node], sum(batches))
+        found.append(msgspec.structs.replace(here, memory_bytes=piece.memory_bytes, budget_bytes=piece.budget_bytes))
+    last = held(len(found), "each owner", measured.last_cut, count, owner.last, measured.owner, batches[0])
+    return (*found, last)
+
+
+def _links(measured: Measured, chain: Chain, owners: Owners, moved: Transfers, order: Sequence[str]) -> tuple[Hop, ...]:
+    """Lists the links in the order of the chain, the owner at both ends."""
+    nodes, kind, owner = {node.name: node for node in measured.nodes}, measured.job.emulate.owner(0), owners.each()[0]
+    own = measured.owner_link_from if measured.owner_link is not None else own_link_from(measured.owner)
+    own = own if kind is None else "imitated"
+    origins = [own_link_from(nodes[name].profile) if nodes[name].link is None else nodes[name].link_from
+               for name in order[1:]]  # fmt: skip
+    links = [owner.uplink, *chain.links, owner.downlink]
+    names = ["owner", *order, "owner"]
+    return tuple(
+        Hop(
+            f"{names[cut]} > {names[cut + 1]}", link.bytes_per_s, link.latency_s, origin, forward, backward,
+            transfer_s(forward, link), transfer_s(backward, link),
+        )
+        for cut, (link, origin, forward, backward) in enumerate(
+            zip(links, [own, *origins, own], moved.forward_bytes, moved.backward_bytes, strict=True)
+        )
     )  # fmt: skip
-    return tuple(held)
 
 
 def _alternatives(
@@ -196,7 +252,7 @@ def _alternatives(
         found.append(_horizontal(measured, batches, problem))
     order, bounds = [piece.node for piece in solution.pieces], bounds_of(measured, solution)
     chain, moved = chain_of(measured, bounds, order), transfers_of(measured, bounds)
-    alone = splitnn_time(chain, owners_of(measured, batches), moved)
+    alone = splitnn_time(*handled(measured, chain, owners_of(measured, batches), moved, order), moved)
     found.append(Alternative("SplitNN", alone, None, "owners one after the other, no averaging"))
     return found
 
@@ -233,16 +289,18 @@ def _horizontal(measured: Measured, batches: tuple[int, ...], problem: Problem) 
     except JobError as error:
         return Alternative(name, None, None, str(error))
     seconds, at = 0.0, 0
-    for lane, count in zip(lanes, counts, strict=True):
+    for lane, node, count in zip(lanes, measured.nodes, counts, strict=True):
         if count:
-            seconds = max(seconds, _lane_s(measured, lane, batches[at : at + count], bounds))
+            seconds = max(seconds, _lane_s(measured, lane, node.name, batches[at : at + count], bounds))
         at += count
     text = ", ".join(f"{node.name} {count} owners" for node, count in zip(measured.nodes, counts, strict=True))
     pace_s = max(lane.chain.parts[0].all_s for lane in lanes) / len(lanes)
     return Alternative(name, seconds + aggregation_time(owners_of(measured, batches), moved.owner_bytes), pace_s, text)
 
 
-def _lane_s(measured: Measured, lane: Lane, batches: tuple[int, ...], bounds: tuple[int, ...]) -> float:
+def _lane_s(measured: Measured, lane: Lane, node: str, batches: tuple[int, ...], bounds: tuple[int, ...]) -> float:
     one = owners_of(measured, 1).each()[0]
     few = Owners(len(batches), one.first, one.last, one.uplink, batches=batches)
-    return simulate(lane.chain, few, transfers_of(measured, bounds), micro_batches=measured.micro_batches).epoch_s
+    moved = transfers_of(measured, bounds)
+    chain, few = handled(measured, lane.chain, few, moved, [node])
+    return simulate(chain, few, moved, micro_batches=measured.micro_batches).epoch_s

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import heapq
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from itertools import combinations
 
@@ -14,12 +13,9 @@ import numpy as np
 from zmpsl.planner.problem import Problem
 from zmpsl.planner.stages import Array, Run, Stages
 from zmpsl.planner.table import in_order
+from zmpsl.planner.thresholds import Best, Finder, least_micro
 
 __all__ = ["Best", "Finder", "least", "orders", "quick", "swapped"]
-
-# Finds the best runs for one kind of cost: (costs per type, op) -> (value, runs).
-Finder = Callable[[Sequence[Array], np.ufunc], tuple[float, list[Run]]]
-Best = tuple[float, list[Run]]
 
 
 def orders(stages: Stages) -> list[list[int]]:
@@ -45,71 +41,38 @@ def orders(stages: Stages) -> list[list[int]]:
 
 
 def least(
-    problem: Problem, stages: Stages, find: Finder, until_s: float = math.inf, known: float = math.inf
+    problem: Problem,
+    stages: Stages,
+    find: Finder,
+    until_s: float = math.inf,
+    known: float = math.inf,
+    prune: bool = False,
 ) -> tuple[Best, bool]:
     """Solves the problem exactly, given a finder that is exact for one kind of cost at a time.
 
     Gives the best split, and whether the search came to its end before `time.perf_counter()` was `until_s`. Only a
-    split below `known` is looked for; where there is none, the answer may be any split.
+    split below `known` is looked for; where there is none, the answer may be any split, or none. `prune` is for
+    finders that take milliseconds: runs that no good split holds are left out before they are called.
 
     pace: one call for the least worst stage, one more for the shortest way among equals.
     sum: walks down the Pareto front of (worst forward, worst backward), least backward first; a step's best forward is
         below the one before, and must be small enough to beat the best sum. Source: MP-SL eqs. (9)-(11).
-    micro: least way with all stages below a threshold; ranges of thresholds are halved until none can hold a better
-        split, since the way only grows as the threshold falls. Source: 2505.04368, which walks over the thresholds.
+    micro: see `thresholds.py`.
     """
     pace, runs = find(stages.pace, np.maximum)
     if not runs:
         return (math.inf, []), True
-    way, runs = find(below(stages.way, stages.pace, pace), np.add)
+    if problem.objective == "micro":
+        return least_micro(stages, problem.micro_batches - 1, find, pace, until_s, known, prune)
+    _, runs = find(below(stages.way, stages.pace, pace), np.add)
     if problem.objective == "pace":
         return (pace, runs), True
-    if problem.objective == "micro":
-        return _micro(stages, problem.micro_batches - 1, find, (pace, way, runs), until_s, known)
     return _sum(stages, find, runs, until_s, known)
 
 
 def below(costs: Sequence[Array], measure: Sequence[Array], cap: float) -> list[Array]:
     """Gives `costs` without the runs whose `measure` is above the cap."""
     return [np.where(m <= cap, c, np.inf) for c, m in zip(costs, measure, strict=True)]
-
-
-def _micro(
-    stages: Stages, weight: int, find: Finder, lowest: tuple[float, float, list[Run]], until_s: float, known: float
-) -> tuple[Best, bool]:
-    pace, way, runs = lowest
-    best: Best = (way + weight * pace, runs)
-    # Ranges of the worst stage still to be looked at: the bound of their value, both ends, and the least way at the
-    # upper one.
-    open_: list[tuple[float, float, float]] = []
-
-    def look(low: float, high: float) -> None:
-        """Finds the least way with all stages at most `high`; what is left lies below its worst stage."""
-        nonlocal best
-        way, found = find(below(stages.way, stages.pace, high), np.add)
-        if not found:
-            return
-        worst = max(stages.cost_of(stages.pace, found))
-        if way + weight * worst < best[0]:
-            best = (way + weight * worst, found)
-        if worst > low:
-            heapq.heappush(open_, (way + weight * low, low, worst))
-
-    look(pace, math.inf)
-    while open_ and open_[0][0] < min(best[0], known) * (1 - 1e-12):
-        if time.perf_counter() > until_s:
-            return best, False
-        bound, low, high = heapq.heappop(open_)
-        # A split in this range takes at least this way, so its worst stage must make up for it.
-        high = math.nextafter(high, -math.inf)
-        if weight:
-            high = min(high, low + (min(best[0], known) - bound) / weight)
-        if high < low:
-            continue
-        middle = (low + high) / 2
-        look(low, middle)
-        look(middle, high)
-    return best, True
 
 
 def _sum(stages: Stages, find: Finder, runs: list[Run], until_s: float, known: float) -> tuple[Best, bool]:

@@ -236,7 +236,7 @@ class Pace(Struct, frozen=True):
         round_trip_s: RTT of each owner: its batch alone in the pipe, shape (K,).
         owners_to_fill: K_min = RTT / beta, with the harmonic mean of unequal round trips.
         full: Whether the K owners can fill the pipe, K >= K_min.
-        micro_batches: The least number of pieces per batch with which they can; None where no number is enough.
+        micro_batches: Pieces per batch with which they can: m, or else the least number; None where none is enough.
         bound_s: No epoch is shorter: max(r*B*K*beta, r*B*RTT).
     """
 
@@ -249,7 +249,7 @@ class Pace(Struct, frozen=True):
     bound_s: float
 
 
-def pace(chain: Chain, owners: Owners, transfers: Transfers) -> Pace:
+def pace(chain: Chain, owners: Owners, transfers: Transfers, micro_batches: int = 1) -> Pace:
     """Gives the true pace of the pipe with one batch in flight per owner.
 
     A node does both directions of all owners' batches, so beta = max_i (f_i + b_i), not MP-SL's eq. (3). Updates count
@@ -271,13 +271,14 @@ def pace(chain: Chain, owners: Owners, transfers: Transfers) -> Pace:
     bottleneck = max(stages, key=lambda name: stages[name])
     beta, each = stages[bottleneck], owners.each()
     trips = [_round_trip(chain, owner, transfers) for owner in each]
-    round_trips = tuple(latency + work for latency, work, _ in trips)
+    slowest = [(latency, work, max(own, beta)) for latency, work, own in trips]
+    round_trips = tuple(latency + _in_pieces(work, own, micro_batches) for latency, work, own in slowest)
     flow = math.fsum(1 / trip for trip in round_trips) if all(round_trips) else math.inf
     full = flow * beta >= 1 - 1e-12
     work = owners.local_epochs * sum(o.batches for o in each) * beta
     alone = max(owners.local_epochs * o.batches * trip for o, trip in zip(each, round_trips, strict=True))
     to_fill = owners.count / (flow * beta) if beta and flow else math.inf
-    pieces = 1 if full else _pieces([(latency, work, max(own, beta)) for latency, work, own in trips], beta)
+    pieces = micro_batches if full else _pieces(slowest, beta)
     return Pace(beta, bottleneck, round_trips, to_fill, full, pieces, max(work, alone))
 
 
@@ -293,11 +294,15 @@ def _round_trip(chain: Chain, owner: Owner, transfers: Transfers) -> tuple[float
     return latency, math.fsum([own, up, nodes, down, *between]), max(own, up, down)
 
 
+def _in_pieces(work: float, own: float, m: int) -> float:
+    return (work + (m - 1) * own) / m
+
+
 def _pieces(trips: Sequence[tuple[float, float, float]], beta: float) -> int | None:
     """The least m with sum_k 1/T_m,k >= 1/beta; T falls with m, so halving finds it."""
 
     def enough(m: int) -> bool:
-        return math.fsum(beta / (latency + (work + (m - 1) * own) / m) for latency, work, own in trips) >= 1 - 1e-12
+        return math.fsum(beta / (latency + _in_pieces(work, own, m)) for latency, work, own in trips) >= 1 - 1e-12
 
     low, high = 1, MOST_MICRO_BATCHES
     if not beta or not enough(high):

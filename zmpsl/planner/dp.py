@@ -18,6 +18,7 @@ from zmpsl.planner.table import Table
 __all__ = ["MOST_WORK", "solve"]
 
 WORTH_REACHING = 200_000_000  # steps of a table beyond which farthest blocks are looked at first
+WORTH_PRUNING = 10_000_000  # steps of a table beyond which bounds are cheaper than the runs they leave out
 MOST_WORK = 5_000_000_000  # steps of one table, about 10**9 a second
 MOST_NUMBERS = 60_000_000  # numbers in one table: 0.5 GB
 
@@ -50,14 +51,14 @@ def solve(problem: Problem, stages: Stages, start: Best, deadline: Deadline) -> 
         if not start[1]:
             raise JobError(hopeless(reason))
         return Answer(swapped(problem, stages, start, deadline.ends_s(SWAP_S)), False, reason)
-    table = Table(types, blocks)
+    table, prune = Table(types, blocks), Table.work(types, blocks, longest) > WORTH_PRUNING
 
     def find(costs: Sequence[Array], op: np.ufunc) -> tuple[float, list[Run]]:
         deadline.check()
         return table.best(costs, op)
 
     try:
-        best, complete = least(problem, stages, find, deadline.ends_s(math.inf, share=1), start[0])
+        best, complete = least(problem, stages, find, deadline.ends_s(math.inf, share=1), start[0], prune=prune)
     except TooLong as error:
         if not start[1]:
             raise JobError(f"backend dp: no split found; {error}") from None

@@ -16,8 +16,9 @@ from msgspec import Struct
 from zmpsl.errors import JobError
 from zmpsl.job.emulation import NodeClass, OwnerClass, PartSeconds
 from zmpsl.job.schema import Job
-from zmpsl.plan import held_by_nodes, micro_samples, owner_name
+from zmpsl.plan import held_by_nodes, micro_samples, node_name, owner_name
 from zmpsl.planner.cost import Chain, Owners, PartTime, Transfers
+from zmpsl.planner.learned import Packing
 from zmpsl.planner.problem import BlockCost, BlockTime, CutCost, NodeLink, NodeSpec, Problem
 from zmpsl.profiles import BlockProfile, Profile, check_profile, optimizer_name, require
 
@@ -28,9 +29,11 @@ __all__ = [
     "chain_of",
     "link_of",
     "own_link",
+    "own_link_from",
     "own_s",
     "micro_samples",
     "owners_of",
+    "packings_of",
     "problem_of",
     "transfers_of",
 ]
@@ -43,12 +46,16 @@ ACCUMULATOR = 4
 
 
 class MeasuredNode(Struct, frozen=True):
-    """A compute node with its profile; `memory_bytes` and `link` are None where there is no limit and no news."""
+    """A compute node with its profile; `memory_bytes` and `link` are None where there is no limit and no news.
+
+    `link_from` says where the link's figures are from.
+    """
 
     name: str
     profile: Profile
     memory_bytes: float | None = None
     link: NodeLink | None = None
+    link_from: str = ""
 
 
 class Measured(Struct, frozen=True):
@@ -59,6 +66,9 @@ class Measured(Struct, frozen=True):
         nodes: The compute nodes.
         owner: Profile of the first and last part on a data owner.
         owner_link: An owner's link, both ways; None is what it measured to itself, else `LOOPBACK`.
+        owner_link_from: Where its figures are from.
+        owner_links: Links of single owners as they were measured, by name, where `owner_link` is None.
+        packing: What codecs make of tensors, by link and direction of the chain, as `owner>node-0`; empty is nothing.
         replicas: Replicas a node holds at a time; None is one per owner.
 
     Raises:
@@ -69,6 +79,9 @@ class Measured(Struct, frozen=True):
     nodes: tuple[MeasuredNode, ...]
     owner: Profile
     owner_link: NodeLink | None = None
+    owner_link_from: str = ""
+    owner_links: dict[str, NodeLink] = {}
+    packing: dict[str, Packing] = {}
     replicas: int | None = None
 
     def __post_init__(self) -> None:
@@ -176,7 +189,8 @@ def owners_of(measured: Measured, batches: int | tuple[int, ...]) -> Owners:
         kind = emulate.owner(index)
         by = emulate.slow_down.get(owner_name(index), emulate.slow_down.get("owner", 1.0))
         if kind is None:
-            rows.append((*(_slower(part, by) for part in ends), measured.owner_link or own_link(measured.owner)))
+            link = measured.owner_link or measured.owner_links.get(owner_name(index)) or own_link(measured.owner)
+            rows.append((*(_slower(part, by) for part in ends), link))
             continue
         by *= kind.slow_down / emulate.time_scale
         each = (
@@ -203,6 +217,11 @@ def own_link(profile: Profile) -> NodeLink:
     return LOOPBACK if cost is None else NodeLink(1 / max(cost.transit_s_per_byte, 1e-11), cost.transit_s)
 
 
+def own_link_from(profile: Profile) -> str:
+    """Says where the figures of `own_link` are from."""
+    return "taken for loopback" if profile.messages is None else f"measured on {profile.host}, to itself"
+
+
 def link_of(kind: OwnerClass | NodeClass, time_scale: float = 1.0) -> NodeLink:
     """Gives the link of a class of devices, in seconds of a run with that scale; jitter delays by half on average."""
     rate = LOOPBACK.bytes_per_s if kind.bytes_per_s is None else kind.bytes_per_s * time_scale
@@ -214,11 +233,24 @@ def _given(part: PartSeconds) -> PartTime:
 
 
 def transfers_of(measured: Measured, bounds: Sequence[int]) -> Transfers:
-    """Gives what crosses the cuts of a split in one batch, without a codec, and the bytes of every part."""
-    cuts = tuple(float(measured.micro_batches * measured.block(cut - 1).output_bytes) for cut in bounds[1:-1])
+    """Gives what crosses the cuts of a split in one batch, packed where that is known, and the bytes of every part."""
+    # Gradients are as large as activations, before any codec.
+    cuts = [float(measured.micro_batches * measured.block(cut - 1).output_bytes) for cut in bounds[1:-1]]
+    forward, backward = packings_of(measured, len(cuts) - 1)
     parts = [range(start, stop) for start, stop in pairwise(bounds)]
     sizes = tuple(math.fsum(measured.block(index).state_bytes for index in part) for part in parts)
-    return Transfers(cuts, cuts, sizes)
+    return Transfers(
+        tuple(size * packing.ratio for size, packing in zip(cuts, forward, strict=True)),
+        tuple(size * packing.ratio for size, packing in zip(cuts, backward, strict=True)),
+        sizes,
+    )
+
+
+def packings_of(measured: Measured, nodes: int) -> tuple[list[Packing], list[Packing]]:
+    """Gives what codecs do at every cut of a chain of so many nodes: to activations, and to gradients."""
+    places = ["owner", *(node_name(hop) for hop in range(nodes)), "owner"]
+    there = [measured.packing.get(f"{a}>{b}", Packing()) for a, b in pairwise(places)]
+    return there, [measured.packing.get(f"{b}>{a}", Packing()) for a, b in pairwise(places)]
 
 
 def _times(profile: Profile, blocks: Sequence[BlockProfile], m: int) -> list[BlockTime]:

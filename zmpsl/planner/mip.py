@@ -14,11 +14,12 @@ from typing import Any
 import numpy as np
 
 from zmpsl.errors import JobError
-from zmpsl.planner.bound import Best, swapped
+from zmpsl.planner.bound import Best, least, swapped
 from zmpsl.planner.limits import Answer, Deadline, hopeless
 from zmpsl.planner.problem import Problem
 from zmpsl.planner.ranges import Range, count, divide
 from zmpsl.planner.stages import Array, Run, Stages
+from zmpsl.planner.table import Table
 from zmpsl.planner.tighten import Floors, tighten
 
 __all__ = ["solve"]
@@ -26,6 +27,7 @@ __all__ = ["solve"]
 # The start split's value becomes this much, so that the solver's absolute tolerances of 1e-6 are relative ones of 1e-9.
 SCALE = 1000.0
 MOST_SWAP_S = 0.1
+QUICK_WORK = 3_000_000  # steps of a table that take a few milliseconds
 MOST_TERMS = 1_000_000
 FEW_RUNS = 100
 
@@ -37,7 +39,7 @@ def solve(problem: Problem, stages: Stages, start: Best, deadline: Deadline) -> 
         JobError: python-mip is not installed, or no split was found in time and there is no `start`.
     """
     mip = _library()
-    start = swapped(problem, stages, start, deadline.ends_s(MOST_SWAP_S))
+    start = _better(problem, stages, start, deadline)
     stages, floors = tighten(problem, stages, start[0])
     if math.inf in (floors.forward, floors.backward, floors.pace):
         return Answer((math.inf, []), True, "all nodes together cannot take all blocks")
@@ -57,6 +59,15 @@ def solve(problem: Problem, stages: Stages, start: Best, deadline: Deadline) -> 
     answer = divide(problem, stages, floors, start, programme.solve, FEW_RUNS, deadline)
     how = f"{answer.ranges} ranges of the worst stage over {size}, {answer.solved} of them by branch and bound"
     return Answer(answer.best, answer.proven, how if answer.proven else f"{how}; {deadline.text}")
+
+
+def _better(problem: Problem, stages: Stages, start: Best, deadline: Deadline) -> Best:
+    """Improves the upper bound: by the dynamic programme, cut short, or by swaps where its table is too large."""
+    longest = max(map(len, stages.pace))
+    if not start[1] or Table.work(stages.types, stages.blocks, longest) > QUICK_WORK:
+        return swapped(problem, stages, start, deadline.ends_s(MOST_SWAP_S))
+    table, until_s = Table(stages.types, stages.blocks), deadline.ends_s(MOST_SWAP_S)
+    return min(start, least(problem, stages, table.best, until_s, start[0])[0], key=lambda one: one[0])
 
 
 def _runs(stages: Stages) -> list[Run]:

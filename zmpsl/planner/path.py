@@ -42,7 +42,7 @@ def solve(problem: Problem, stages: Stages, start: Best, deadline: Deadline) -> 
         return Graph(stages, costs, deadline).shortest(worst=op is np.maximum)
 
     try:
-        best, complete = least(problem, stages, find, deadline.ends_s(math.inf, share=1), start[0])
+        best, complete = least(problem, stages, find, deadline.ends_s(math.inf, share=1), start[0], prune=True)
     except TooLong as error:
         if not start[1]:
             raise JobError(f"backend path: no split found; {error}") from None

@@ -35,8 +35,8 @@ class Prediction(Struct, frozen=True):
         bottleneck: What sets it.
         round_trip_s: One batch alone in the pipe.
         owners_to_fill: Owners needed to fill the pipe, K_min.
-        micro_batches_to_fill: The least number of micro-batches with which the job's owners fill it; None where none
-            is enough.
+        micro_batches_to_fill: Micro-batches with which the job's owners fill it: the job's, or else the least number;
+            None where none is enough.
     """
 
     round_s: float
@@ -75,7 +75,7 @@ def predict(
     Raises:
         JobError: The split does not fit what was measured.
     """
-    flow = pace(*_flow(measured, bounds, order, batches))
+    flow = pace(*_flow(measured, bounds, order, batches), measured.micro_batches)
     chain, transfers, total = chain_of(measured, bounds, order), transfers_of(measured, bounds), sum(batches)
     seconds = _play_s(measured, bounds, order, batches, in_flight)
     busy = {name: total * part.all_s for name, part in zip(order, chain.parts, strict=True)}
@@ -96,7 +96,7 @@ def predict(
 
 
 def owners_to_fill(measured: Measured, bounds: Sequence[int], order: Sequence[str]) -> float:
-    """Gives K_min of a split, the owners that fill the pipe, by Little's law: round trip / bottleneck.
+    """Gives K_min of a split, the owners that fill the pipe with whole batches, by Little's law.
 
     Args:
         measured: What was measured.
@@ -135,7 +135,7 @@ def _play_s(
     measured: Measured, bounds: Sequence[int], order: Sequence[str], batches: tuple[int, ...], in_flight: int | None
 ) -> float:
     if importlib.util.find_spec("simpy") is None:
-        flow = pace(*_flow(measured, bounds, order, batches))
+        flow = pace(*_flow(measured, bounds, order, batches), measured.micro_batches)
         alone = math.fsum(one * trip for one, trip in zip(batches, flow.round_trip_s, strict=True))
         return max(flow.bound_s, alone / (in_flight or len(batches)))
     m = measured.micro_batches

@@ -40,9 +40,13 @@ class NodeType:
 
 @dataclass(frozen=True)
 class Stages:
-    """Costs of all allowed runs, one array of shape (D_t, S + 1) per type t; fixed stages are already in."""
+    """Costs of all allowed runs, one array of shape (D_t, S + 1) per type t; fixed stages are already in.
+
+    `weights` has what each of the first e blocks takes on the node that does it fastest, summed; shape (S + 1,).
+    """
 
     blocks: int
+    weights: Array
     types: tuple[NodeType, ...]
     forward: tuple[Array, ...]
     backward: tuple[Array, ...]
@@ -94,10 +98,11 @@ def build(problem: Problem, limit: float = math.inf, relaxed: Relaxed = "nothing
         )
     parts = [_arrays(problem, kind.node, length, relaxed) for kind, length in zip(types, lengths, strict=True)]
     forward, backward, pace, way, excess = (tuple(column) for column in zip(*parts, strict=True))
-    return Stages(blocks, types, forward, backward, pace, way, excess)
+    times = np.array([[(t.forward_s + t.backward_s + t.update_s) for t in problem.times(k.node)] for k in types])
+    return Stages(blocks, _sums(times.min(axis=0)), types, forward, backward, pace, way, excess)
 
 
-def _sums(values: list[float]) -> Array:
+def _sums(values: list[float] | Array) -> Array:
     return np.concatenate(([0.0], np.cumsum(np.array(values, dtype=np.float64))))
 
 

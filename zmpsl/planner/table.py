@@ -10,7 +10,6 @@ import math
 from collections.abc import Sequence
 
 import numpy as np
-from numpy.lib.stride_tricks import as_strided
 
 from zmpsl.planner.stages import Array, NodeType, Run, Stages
 
@@ -71,11 +70,13 @@ class Table:
         """
         value = np.full((self.rows, self.blocks + 1), np.inf)
         value[0, 0] = 0.0
+        lengths = [np.flatnonzero(np.isfinite(cost).any(axis=1)) for cost in costs]
         for t, rows in self.moves:
             rows = rows[np.isfinite(value[rows]).any(axis=1)]
-            if rows.size:
+            if rows.size and lengths[t].size:
                 to = rows + self.strides[t]
-                value[to] = np.minimum(value[to], extend(value[rows], costs[t], op))
+                first, last = int(lengths[t][0]), int(lengths[t][-1])
+                value[to] = np.minimum(value[to], extend(value[rows], costs[t][first : last + 1], op, first))
         end = int(self.ends[np.argmin(value[self.ends, self.blocks])])
         if not np.isfinite(value[end, self.blocks]):
             return math.inf, []
@@ -105,25 +106,26 @@ def last_run(value: Array, cost: Array, e: int, op: np.ufunc) -> tuple[float, in
     return float(ways[d]), d + 1
 
 
-def extend(value: Array, cost: Array, op: np.ufunc) -> Array:
-    """Gives, for every row and e, the least op(value[row, e - d], cost[d - 1, e]) over run lengths d.
+def extend(value: Array, cost: Array, op: np.ufunc, shorter: int = 0) -> Array:
+    """Gives, for every row and e, the least op(value[row, e - d], cost[d - 1 - shorter, e]) over run lengths d.
 
     Args:
         value: Shape (rows, S + 1).
         cost: Shape (D, S + 1).
         op: `np.maximum` or `np.add`.
+        shorter: Lengths before the first one in `cost`, which are not allowed.
 
     Returns:
         Shape (rows, S + 1).
     """
     rows, columns = value.shape
-    longest = len(cost)
+    longest = shorter + len(cost)
     padded = np.full((rows, longest + columns), np.inf)
     padded[:, longest:] = value
     step = padded.itemsize
-    # window[row, d - 1, e] = value[row, e - d]
-    window = as_strided(
-        padded[:, longest - 1 :], (rows, longest, columns), (padded.strides[0], -step, step), writeable=False
+    # window[row, d - 1 - shorter, e] = value[row, e - d]
+    window: Array = np.ndarray(
+        (rows, len(cost), columns), np.float64, padded, (len(cost) - 1) * step, (padded.strides[0], -step, step)
     )
     out = np.empty_like(value)
     size = max(1, CHUNK // cost.size)

@@ -7,6 +7,7 @@ stage costs more than a cap: the runs are whole, so this is sharper than dividin
 from __future__ import annotations
 
 import math
+from bisect import bisect_left
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,15 +16,19 @@ from numpy.typing import NDArray
 from zmpsl.planner.problem import Problem
 from zmpsl.planner.stages import Array, Stages
 
-__all__ = ["Floors", "keep", "tighten"]
+__all__ = ["Floors", "Marks", "Weights", "keep", "tighten"]
 
 ROUNDS = 6
+ROUGH = 8  # halvings of the caps before those left are sorted
 Marks = NDArray[np.bool_]
 
 
 @dataclass(frozen=True)
 class Floors:
-    """Seconds that the worst forward stage, backward stage and whole stage take in every split."""
+    """Seconds that the worst forward stage, backward stage and whole stage take in every split.
+
+    Forward and backward are 0 where the objective does not depend on them.
+    """
 
     forward: float
     backward: float
@@ -44,7 +49,8 @@ def tighten(problem: Problem, stages: Stages, value: float) -> tuple[Stages, Flo
     weights = Weights(stages)
     value *= 1 + 1e-9
     for _ in range(ROUNDS):
-        floors = Floors(*(weights.level(kind) for kind in (stages.forward, stages.backward, stages.pace)))
+        apart = (stages.forward, stages.backward) if problem.objective == "sum" else ((), ())
+        floors = Floors(*(weights.level(kind) if kind else 0.0 for kind in (*apart, stages.pace)))
         if value == math.inf or math.inf in (floors.forward, floors.backward, floors.pace):
             break
         if problem.objective == "sum":
@@ -70,15 +76,14 @@ def keep(stages: Stages, good: list[Marks]) -> Stages:
         lengths = np.flatnonzero((allowed & np.isfinite(stages.pace[t])).any(axis=1))
         longest = int(lengths[-1]) + 1 if lengths.size else 1
         columns.append([np.where(allowed[:longest], kind[:longest], np.inf) for kind in kinds])
-    return Stages(stages.blocks, stages.types, *(tuple(kind) for kind in zip(*columns, strict=True)))
+    return Stages(stages.blocks, stages.weights, stages.types, *(tuple(kind) for kind in zip(*columns, strict=True)))
 
 
 class Weights:
     """Weight of every run: a block weighs what it costs alone on the node that does it fastest."""
 
     def __init__(self, stages: Stages) -> None:
-        least = np.min([cost[0] for cost in stages.way], axis=0)
-        sums = np.cumsum(np.where(np.isfinite(least), least, 0.0))
+        sums = stages.weights
         self.total = float(sums[-1])
         self.counts = [kind.count for kind in stages.types]
         self.runs = []
@@ -89,21 +94,25 @@ class Weights:
 
     def most(self, t: int, cost: Array, cap: float) -> float:
         """Gives the largest weight of a run of type t that costs at most `cap`."""
-        weights = self.runs[t][: len(cost)][cost <= cap]
-        return float(weights.max()) if weights.size else 0.0
+        return float(np.where(cost <= cap, self.runs[t][: len(cost)], 0.0).max())
 
     def level(self, kind: tuple[Array, ...]) -> float:
-        """Gives a cap below which the nodes cannot take all weight; infinite where they never can."""
-        caps = np.unique(np.concatenate([cost[np.isfinite(cost)] for cost in kind]))
-        taken = np.zeros(len(caps))
-        for t, cost in enumerate(kind):
-            finite = np.isfinite(cost)
-            own = cost[finite]
-            order = np.argsort(own, kind="stable")
-            most = np.concatenate(([0.0], np.maximum.accumulate(self.runs[t][: len(cost)][finite][order])))
-            taken += self.counts[t] * most[np.searchsorted(own[order], caps, side="right")]
-        enough = np.flatnonzero(taken >= self.total * (1 - 1e-9))
-        return float(caps[enough[0]]) if enough.size else math.inf
+        """Gives the least cap at which the nodes can take all weight; infinite where they never can."""
+        need = self.total * (1 - 1e-9)
+
+        def enough(cap: float) -> bool:
+            return sum(n * self.most(t, kind[t], cap) for t, n in enumerate(self.counts)) >= need
+
+        low, high = 0.0, max((float(cost[np.isfinite(cost)].max(initial=0.0)) for cost in kind), default=0.0)
+        if not enough(high):
+            return math.inf
+        if enough(low):  # blocks that take no time
+            return low
+        for _ in range(ROUGH):  # fewer costs are left to sort then
+            middle = (low + high) / 2
+            low, high = (low, middle) if enough(middle) else (middle, high)
+        caps = np.unique(np.concatenate([cost[(cost >= low) & (cost <= high)] for cost in kind]))
+        return float(caps[bisect_left(caps, True, hi=len(caps) - 1, key=enough)])
 
     def within(self, kind: tuple[Array, ...], cap: float) -> list[Marks]:
         """Marks runs that cost at most `cap` and leave no more weight than the other nodes can take at that."""
@@ -112,11 +121,14 @@ class Weights:
         need = self.total * (1 - 1e-9)
         return [(cost <= cap) & (self.runs[t][: len(cost)] + (whole - most[t]) >= need) for t, cost in enumerate(kind)]
 
-    def short(self, stages: Stages, value: float, weight: int, floor: float) -> list[Marks]:
-        """Marks runs that may be in a split whose way plus `weight` times the worst stage is at most `value`."""
-        taken, rest = self._fill(stages, value, None)
+    def short(self, stages: Stages, value: float, weight: int, floor: float, most: float = math.inf) -> list[Marks]:
+        """Marks runs that may be in a split whose way plus `weight` times the worst stage is at most `value`.
+
+        The worst stage is at least `floor` and at most `most`.
+        """
+        taken, rest = self._fill(stages, min(value, most), None)
         least_way = float(np.interp(self.total * (1 - 1e-9), rest, taken))
-        cap = (value - least_way) / weight if weight else math.inf
+        cap = min(most, (value - least_way) / weight if weight else math.inf)
         good = []
         for t, (pace, own) in enumerate(zip(stages.pace, stages.way, strict=True)):
             taken, rest = self._fill(stages, cap, t)

@@ -21,13 +21,14 @@ from zmpsl.job.network import Network
 from zmpsl.job.schema import Job
 from zmpsl.messages import (
     Accuse,
+    Aside,
     Begin,
     Broken,
     Committed,
     Described,
     Evaluate,
     Evaluated,
-    FromManager,
+    Finish,
     Join,
     Leave,
     MaskKeys,
@@ -49,15 +50,15 @@ from zmpsl.messages import (
 from zmpsl.plan import Plan
 from zmpsl.roles.actions import Action, Tell
 from zmpsl.roles.manager_state import Phase
-from zmpsl.roles.publishing import Publishing
 from zmpsl.roles.roster import Seat, check_said
+from zmpsl.roles.yielding import Yielding
 
 __all__ = ["Manager"]
 
 PING_EVERY_S = 0.5
 
 
-class Manager(Publishing):
+class Manager(Yielding):
     """Places roles, plans, and commits rounds."""
 
     # -- what a driver calls ------------------------------------------------------------------------------------------
@@ -90,6 +91,7 @@ class Manager(Publishing):
             for seat in self.roster:
                 yield Tell(seat.identity, Ping())
             yield from self._fill_the_chain(now)
+            yield from self._give_places(now)
         yield from self._look_around(now)
         if self.job is not None:
             yield from self._keep_time(self.job, now)
@@ -173,7 +175,7 @@ class Manager(Publishing):
                 seat.paused = max(seat.paused, message.plan)
                 yield from self._maybe_describe()
                 yield from self._maybe_replan()
-            case Progress() | Trained() | Prepared() | Evaluated() | Broken():
+            case Progress() | Trained() | Prepared() | Evaluated() | Broken() | Aside():
                 plan = self.plan
                 if plan is not None and message.plan == plan.version and self.phase is not Phase.RECOVERING:
                     yield from self._hear_of_round(seat, message)
@@ -184,12 +186,16 @@ class Manager(Publishing):
             case Broken():
                 self.recovery.suspect(message.peer, message.text or f"{seat} lost its connection to {message.peer}")
             case Progress():
+                self._standstill.hear(seat.place, message)
                 if message.round == self.round:
                     self.board.progress(seat.place, message)
             case Trained():
                 self.board.trained(seat.place, message)
-                yield from self._tell_owners(self._training.done(seat.place), Begin(round=self.round))
+                yield from self._has_trained(seat.place)
                 yield from self._arrived(seat.place, Phase.TRAINING, message.round)
+            case Aside():
+                if message.round == self.round:
+                    yield from self._hear_aside(seat.place, message)
             case Prepared():
                 self._digests.update(message.digests)
                 self.board.prepared(seat.place, message)
@@ -200,6 +206,9 @@ class Manager(Publishing):
                 yield from self._arrived(seat.place, Phase.EVALUATING, message.round)
 
     def _join(self, who: bytes, join: Join) -> Iterator[Action]:
+        if self.exit is not None:  # perhaps it has not heard
+            yield Tell(who, Finish(exit_code=self.exit.exit_code, text=self.exit.text))
+            return
         if join.role == "observer":
             self._observers.add(who)
             yield Tell(who, Welcome(place="", job=self.job))
@@ -291,18 +300,10 @@ class Manager(Publishing):
         self.phase = Phase.TRAINING
         self._waiting = {seat.place for seat in self.roster if seat.planned}
         self._digests = {}
+        self._standstill.restart()
         self.board.begin(self.round)
+        self._asides.restart()
         yield from self._tell_owners(self._training.start(self.round), Begin(round=self.round), all_others=True)
-
-    def _fill_the_chain(self, now: float) -> Iterator[Action]:
-        """Lets more owners in while the busiest node has to wait for them."""
-        training = self._training
-        if self.phase is not Phase.TRAINING or training.limit == training.most or not training.waiting:
-            self._filling.restart()
-        elif self._filling.waits(now, *self.board.work, training.limit):
-            before, begin = training.limit, training.widen()
-            self.board.notice(f"the busiest node has to wait: {training.limit} owners train at a time, not {before}")
-            yield from self._tell_owners(begin, Begin(round=self.round))
 
     def _arrived(self, place: str, phase: Phase, round_: int) -> Iterator[Action]:
         if phase is not self.phase or round_ != self.round:
@@ -335,6 +336,7 @@ class Manager(Publishing):
             write_record(self.folder, record)
         self.recovery.seal.lift()
         self.board.committed(self.round, digests)
+        self._learn(plan)
         yield from self._tell_all(Committed(round=self.round, digests=digests))
         every = self.job.evaluate.every
         if every and ((self.round + 1) % every == 0 or self.round + 1 == self.job.train.rounds):
@@ -344,13 +346,15 @@ class Manager(Publishing):
             self.round += 1
             yield from self._begin_or_finish()
 
+    def _learn(self, plan: Plan) -> None:
+        """Expects of the next rounds what this one has told of links and codecs."""
+        cutting = self._cutting if self.board.expected is not None else None
+        if cutting is not None and cutting.bounds == plan.bounds and cutting.learn(self.board.finals, self.folder):
+            self.board.expected = cutting.expect(self._training.limit)
+
     def _evaluate(self, plan: Plan) -> Iterator[Action]:
         self.phase = Phase.EVALUATING
         self._waiting = {plan.owners[index].name for index in plan.active}
         self.board.forget_scores()
+        self._standstill.restart()
         yield from self._tell_owners(self._evaluating.start(self.round), Evaluate(round=self.round))
-
-    def _tell_owners(self, turn: list[str], message: FromManager, *, all_others: bool = False) -> Iterator[Action]:
-        for seat in self.roster:
-            if seat.place in turn or (all_others and seat.planned and seat.join.role != "owner"):
-                yield Tell(seat.identity, message)

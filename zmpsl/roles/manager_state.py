@@ -13,10 +13,12 @@ from zmpsl.messages import Described, Finish, FromManager
 from zmpsl.plan import Block, Plan
 from zmpsl.roles.actions import Action, Stop, Tell
 from zmpsl.roles.admission import Admission, Filling
+from zmpsl.roles.asides import Asides, Stalls
 from zmpsl.roles.planning import CutPlanning
 from zmpsl.roles.recovery import Recovery
 from zmpsl.roles.roster import Roster
 from zmpsl.roles.scoreboard import Scoreboard
+from zmpsl.roles.standstill import Standstill
 
 __all__ = ["ManagerState", "Phase"]
 
@@ -74,6 +76,9 @@ class ManagerState(ABC):
         self._cutting: CutPlanning | None = None
         self._training, self._evaluating = Admission(), Admission()
         self._filling = Filling()
+        self._asides, self._stalls = Asides(), Stalls()
+        self._kept_time_at = 0.0
+        self._standstill = Standstill()
         if self.folder is not None:
             self.board.log_to(self.folder)
 

@@ -11,17 +11,17 @@ the run, for when it goes on.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import msgspec
 
-from zmpsl.checkpoint import write_text
 from zmpsl.errors import JobError, LocalProtocolError, RemoteProtocolError
 from zmpsl.job.fewer import with_nodes
 from zmpsl.job.schema import Job
 from zmpsl.messages import Measure, Profiled, Welcome
 from zmpsl.plan import AGGREGATOR, Block, check_cuts, fingerprint, micro_samples, node_name, owner_name
+from zmpsl.planner.learned import Learned, learn
 from zmpsl.planner.measured import Measured, MeasuredNode, link_of, problem_of
 from zmpsl.planner.pieces import Split, choose, in_pieces, mixes_samples, with_pieces
 from zmpsl.planner.predict import Prediction, owners_to_fill, predict
@@ -32,19 +32,13 @@ from zmpsl.planner.stages import node_types
 from zmpsl.profiles import Profile, cut_profile, read_profile
 from zmpsl.roles.actions import Action, Tell
 from zmpsl.roles.admission import rooms_of
+from zmpsl.roles.learning import Kept, with_links
 from zmpsl.roles.roster import Roster, Seat
+from zmpsl.stats import Stats
 
 __all__ = ["CutPlanning", "measured_of"]
 
 SOLVE_S = 10.0
-KEPT = "profiles.json"
-
-
-class _Kept(msgspec.Struct, frozen=True):
-    """The profiles a run was planned with; `nodes` by place."""
-
-    owner: Profile
-    nodes: dict[str, Profile]
 
 
 def measured_of(job: Job, owner: Profile, nodes: dict[str, Profile]) -> Measured:
@@ -62,10 +56,12 @@ def measured_of(job: Job, owner: Profile, nodes: dict[str, Profile]) -> Measured
     node_link = None if plan.node_bytes_per_s is None else NodeLink(plan.node_bytes_per_s, plan.latency_s)
     owner_link = None if plan.owner_bytes_per_s is None else NodeLink(plan.owner_bytes_per_s, plan.latency_s)
     found = tuple(
-        _imitated(job, hop, MeasuredNode(name, profile, plan.node_memory.get(name), node_link))
+        _imitated(
+            job, hop, MeasuredNode(name, profile, plan.node_memory.get(name), node_link, "planning.node_bytes_per_s")
+        )
         for hop, (name, profile) in enumerate(nodes.items())
     )
-    return Measured(job, found, owner, owner_link)
+    return Measured(job, found, owner, owner_link, "planning.owner_bytes_per_s")
 
 
 def _imitated(job: Job, hop: int, node: MeasuredNode) -> MeasuredNode:
@@ -74,7 +70,8 @@ def _imitated(job: Job, hop: int, node: MeasuredNode) -> MeasuredNode:
     kind, factor = emulate.node(hop), emulate.slow_down.get(node.name, 1.0)
     if kind is not None:
         memory = node.memory_bytes if kind.memory_bytes is None else kind.memory_bytes
-        node = msgspec.structs.replace(node, memory_bytes=memory, link=link_of(kind, emulate.time_scale))
+        link = link_of(kind, emulate.time_scale)
+        node = msgspec.structs.replace(node, memory_bytes=memory, link=link, link_from="imitated")
         factor *= kind.slow_down / emulate.time_scale
     slowed = msgspec.structs.replace(node.profile, slow_down=node.profile.slow_down * factor)
     return msgspec.structs.replace(node, profile=slowed)
@@ -110,6 +107,7 @@ class CutPlanning:
         self._owner: Profile | None = None
         self._by_host: dict[str, Profile | None] = {}
         self._measured: Measured | None = None
+        self._learned = Learned()
         self._hosts: dict[str, list[str]] = {}
         self._pieces = ""  # how many micro-batches a batch is cut into, in words, where the job left it open
 
@@ -204,20 +202,41 @@ class CutPlanning:
         """Leaves the profiles in the run's folder, so that rounds can be predicted when the run goes on."""
         if self._owner is not None and self._measured is not None:
             nodes = {seat.place: self._by_host.get(seat.join.host) or self._owner for seat in self._nodes()}
-            write_text(folder / KEPT, msgspec.json.encode(_Kept(self._owner, nodes)))
+            Kept(self._owner, nodes, self._learned.moved()).write(folder)
 
     def recall(self, folder: Path | None) -> None:
         """Takes up the given cuts with the profiles that the run was planned with, where there are any."""
         self.bounds = self._given
         self._settle()
+        if folder is None:
+            return
         try:
-            kept = msgspec.json.decode((folder / KEPT).read_bytes() if folder else b"", type=_Kept)
+            kept = Kept.read(folder)
             nodes = {name: kept.nodes[name] for name in (node_name(hop) for hop in range(self.job.nodes))}
-            measured = measured_of(self.job, kept.owner, nodes)
-        except (OSError, msgspec.DecodeError, UnicodeDecodeError, KeyError, JobError):
+            measured = with_links(measured_of(self.job, kept.owner, nodes), kept.learned, self._places())
+        except (KeyError, JobError):
             return  # older than this file, or another model, batch or number of nodes: nothing is predicted
         if kept.owner.fingerprint == fingerprint(self.blocks):
+            self._learned = kept.learned
             self._use(measured)
+
+    def learn(self, stats: Mapping[str, Stats], folder: Path | None) -> bool:
+        """Takes in what members told at the end of a round: the next ones are predicted, and cut, with that.
+
+        Returns:
+            Whether there was news.
+        """
+        before, self._learned = self._learned, learn(self._learned, stats, self._places(), self.job.nodes)
+        if self._measured is None or self._learned == before:
+            return False
+        self._measured = with_links(self._measured, self._learned, self._places())
+        if folder is not None and self._learned.moved() != before.moved():
+            self.keep(folder)
+        return True
+
+    def _places(self) -> dict[str, str]:
+        """Host of every owner and node of the chain."""
+        return {seat.place: seat.join.host for seat in self.roster if not seat.standby and seat.join.role != AGGREGATOR}
 
     def _keep_given(self) -> None:
         """Takes the cuts as they are; where nothing is known of the blocks, rounds are just not predicted."""
@@ -284,6 +303,7 @@ class CutPlanning:
             JobError: No split fits, or there is no profile of a node that is left; `bounds` are even then.
         """
         self.job, self.bounds, self.solution, self._measured, self._hosts = job, (), None, None, {}
+        self._learned = self._learned.moved()
         self.text, self._given = "", () if job.cuts == "auto" else check_cuts(job, len(self.blocks))
         if self._given:
             self._keep_given()
@@ -343,7 +363,8 @@ class CutPlanning:
         )
         # As many owners as fit are in flight, so the cuts must leave room for one; or for those the job asks for.
         replicas = 1 if self.job.owners_in_flight == "auto" else self.job.owners_in_flight
-        return msgspec.structs.replace(measured, nodes=nodes, replicas=replicas)
+        measured = msgspec.structs.replace(measured, nodes=nodes, replicas=replicas)
+        return with_links(measured, self._learned, self._places())
 
 
 def _solve(problem: Problem, job: Job, fixed: bool) -> Solution:

@@ -11,6 +11,7 @@ from zmpsl.job.schema import Job
 from zmpsl.messages import Join, Pause, Ping, Refused, Welcome
 from zmpsl.plan import AGGREGATOR, check_cuts, node_name
 from zmpsl.roles.actions import Action, Tell
+from zmpsl.roles.asides import Stage
 from zmpsl.roles.manager_state import ManagerState, Phase
 from zmpsl.roles.roster import NEW, Seat, listed
 
@@ -64,6 +65,7 @@ class Recovering(ManagerState):
         """Looks at whose link broke, and at who says nothing any more."""
         for peer, text in self.recovery.due(now).items():
             yield from self._look_at(peer, text)
+        yield from self._look_for_work(now)
         limit = self.job.recover.silent_s if self.job is not None and self.plan is not None else math.inf
         for seat in self.roster:
             if seat.heard_at is None:
@@ -74,13 +76,27 @@ class Recovering(ManagerState):
                 yield Tell(seat.identity, Refused(exit_code=PeerLostError.exit_code, text=f"{seat} {how}"))
                 yield from self._gone(seat, how)
 
+    def _look_for_work(self, now: float) -> Iterator[Action]:
+        """Begins a round again in which nobody has anything to do."""
+        job = self.job
+        if job is None or self.phase not in (Phase.TRAINING, Phase.EVALUATING):
+            return
+        if self._standstill.stands((seat.place for seat in self.roster if seat.planned), now, job.recover.still_s):
+            self._standstill.restart()
+            how = f"nobody has had anything to do for {job.recover.still_s:g} s (recover.still_s)"
+            yield from self._recover(f"{how}: something was lost on the way")
+
     def _keep_time(self, job: Job, now: float) -> Iterator[Action]:
         """Leaves out owners that take too long to train a round, while there are enough others."""
         limit = job.recover.round_s
         if limit is None or self.phase is not Phase.TRAINING:
             self._begun.clear()
             return
-        self._begun = {place: self._begun.get(place, now) for place in self._training.flying}
+        # Who has given up its place must still come back in time; that it waits for one is not its fault.
+        queued, passed = self._asides.at(Stage.QUEUED), now - self._kept_time_at
+        busy = self._training.flying | self._asides.at(Stage.AWAY) | queued
+        self._begun = {place: self._begun.get(place, now) + (passed if place in queued else 0.0) for place in busy}
+        self._kept_time_at = now
         late = frozenset(place for place, begun in self._begun.items() if now - begun > limit)
         if not late:
             return

@@ -7,7 +7,7 @@ from ipaddress import ip_address
 
 from zmpsl.errors import JobError
 
-__all__ = ["check_address"]
+__all__ = ["check_address", "leaves_host"]
 
 _ADDRESS = re.compile(r"tcp://(?P<host>\[[0-9A-Fa-f:.]+\]|[^:/\[\]\s]+):(?P<port>\*|[0-9]{1,5})")
 
@@ -34,6 +34,12 @@ def check_address(address: str, may_leave: bool, *, bind: bool = False) -> None:
             f"--role ROLE`, let them in with `zmpsl keys add NAME.pub` on the manager's host, and say --keys FOLDER "
             f"(docs/security.md shows it); or say --security none if that network is yours alone"
         )
+
+
+def leaves_host(address: str) -> bool:
+    """Tells whether an address may be another host's; one that is no TCP address at all is not."""
+    found = _ADDRESS.fullmatch(address)
+    return found is not None and not _is_loopback(found["host"].strip("[]"))
 
 
 def _is_loopback(host: str) -> bool:

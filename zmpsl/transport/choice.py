@@ -50,11 +50,15 @@ class Rate:
 
     A low one, because a buffer on the way lets short tensors through at any speed; not the lowest, because a receiver
     that is busy for once makes a fast link look slow.
+
+    Attributes:
+        latency_s: Half of the shortest way there and back; 0 before one is known.
     """
 
     def __init__(self) -> None:
         self._readings: deque[float] = deque(maxlen=READINGS)
         self._bytes = 0
+        self.latency_s = 0.0
 
     @property
     def bytes_per_s(self) -> float | None:
@@ -62,8 +66,9 @@ class Rate:
         count = len(self._readings)
         return sorted(self._readings)[count // 4] if count >= ENOUGH else None
 
-    def read(self, nbytes: int, bytes_per_s: float, lower_bound: bool) -> None:
+    def read(self, nbytes: int, bytes_per_s: float, lower_bound: bool, round_trip_s: float = 0.0) -> None:
         """Takes a reading, see `zmpsl.transport.tcp_info.Reading`."""
+        self.latency_s = round_trip_s / 2 or self.latency_s
         if nbytes < self._bytes:  # a new connection
             self._bytes = 0
         if nbytes - self._bytes >= SAMPLE_BYTES:

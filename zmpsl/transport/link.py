@@ -38,6 +38,7 @@ HEARTBEAT_TIMEOUT_S = 20
 ZERO_COPY_FROM = 1 << 18
 # As plain integers: operations on pyzmq's enumerations cost a microsecond.
 DONTWAIT, DONTWAIT_MORE, RCVMORE = int(zmq.DONTWAIT), int(zmq.DONTWAIT | zmq.SNDMORE), int(zmq.RCVMORE)
+SOURCE = int(zmq.SRCFD)  # of a received frame: the descriptor of its connection
 # libzmq's own limit is 1,023: a compute node could not have more than 340 owners.
 MOST_SOCKETS = 1 << 15
 # Small messages that wait leave together in frames of this size; larger ones would save little more.
@@ -116,6 +117,14 @@ def monitor(socket: zmq.Socket[bytes], events: int) -> zmq.Socket[bytes]:
     return reports
 
 
+def _source_of(frame: zmq.Frame) -> int:
+    """Gives the descriptor of the connection a frame came over, -1 for one without a handshake, as in ZMTP 1.0."""
+    try:
+        return int(frame.get(SOURCE))
+    except zmq.ZMQError:
+        return -1
+
+
 class Inbox:
     """The PULL socket of a role: messages in, whole tasks out.
 
@@ -149,6 +158,8 @@ class Inbox:
         self.rejected = 0
         self._assembly = Assembly(self.pool)
         self._rest: deque[tuple[Header, memoryview]] = deque()  # the rest of a frame, and what each is the chunk of
+        self._source = -1  # connection of the frame that was read last
+        self._spoke: dict[int, Task] = {}  # by connection, the last task of which something came that was in order
         self.admit: Callable[[Task], None] = lambda _task: None
         self.unpack = Unpacker(lambda _task: None)
 
@@ -173,6 +184,8 @@ class Inbox:
             frame = self.socket.recv(DONTWAIT, copy=False)
             if self._protected:
                 self.user = str(frame.get("User-Id"))
+            else:
+                self._source = _source_of(frame)
             try:
                 return self._first(frame.buffer, frame.more)
             finally:
@@ -187,15 +200,26 @@ class Inbox:
 
     def _first(self, frame: memoryview, more: bool) -> tuple[Header, Task | None]:
         """Reads a message that has just come. Nothing of a frame is used before all its headers have been checked."""
+        try:
+            found = [(parse(frame, self.limit), frame)] if more else split(frame, self.limit)
+        except RemoteProtocolError as error:
+            raise self._changed(error) from error
         if more:
-            header = parse(frame, self.limit)
+            header = found[0][0]
             if header.size <= INLINE:
                 raise DamagedError(f"{header.task}: a chunk of {header.size} bytes in a frame of its own", header.task)
             self.received_bytes += HEADER_BYTES + header.size
             return self._take(header, None)
-        self._rest.extend(split(frame, self.limit))
+        self._rest.extend(found)
         self.received_bytes += len(frame)
         return self._next()
+
+    def _changed(self, error: RemoteProtocolError) -> RemoteProtocolError:
+        """What cannot be read, over a connection over which a peer has spoken, was changed on the way: it is lost."""
+        before = self._spoke.get(self._source) if self._source >= 0 else None
+        if before is None or isinstance(error, DamagedError):
+            return error
+        return DamagedError(f"{error}; on this connection {before} came before", before)
 
     def _next(self) -> tuple[Header, Task | None]:
         header, chunk = self._rest.popleft()
@@ -204,16 +228,18 @@ class Inbox:
     def _take(self, header: Header, chunk: memoryview | None) -> tuple[Header, Task | None]:
         self.vouch(header.task, self.user)
         if header.dtype is None:
+            self._spoke[self._source] = header.task
             return header, header.task
         self.admit(header.task)
         try:
             self._fill(header, chunk)
-        except RemoteProtocolError:
+        except RemoteProtocolError as error:
             self._assembly.drop(header)
             self._rest.clear()
-            raise
+            raise self._changed(error) from error
         except MemoryError as error:
             raise RemoteProtocolError(f"{header.task}: no memory for {header.total} bytes") from error
+        self._spoke[self._source] = header.task
         return header, self._assembly.finish(header)
 
     def _fill(self, header: Header, chunk: memoryview | None) -> None:
@@ -241,6 +267,7 @@ class Inbox:
         """Gives up tensors of which the rest will not come."""
         self._assembly.clear()
         self._rest.clear()
+        self._spoke.clear()
 
     def close(self) -> None:
         """Closes the socket; what has not been received is dropped."""

@@ -18,6 +18,8 @@ _RETRANSMITS, _PROBES, _FLAGS = 2, 3, 7
 _LAST_ACK_MS = struct.Struct("<56xI")
 _BYTES_ACKED = struct.Struct("<120xQ")
 _RATE = struct.Struct("<160xQ")
+_ROUND_TRIP_US = struct.Struct("<148xI")
+_NEVER = 0xFFFFFFFF
 # So often must a segment have been sent again in vain; the pauses between double, from 0.2 s on.
 _ASKED = 3
 _OPTION = getattr(socket, "TCP_INFO", None)
@@ -30,11 +32,13 @@ class Reading(NamedTuple):
         nbytes: Bytes that have arrived since the connection was made.
         bytes_per_s: The rate when the kernel last measured it.
         lower_bound: The sender had nothing more to send then: the link may be faster.
+        round_trip_s: The shortest there was of late; 0 before the first answer.
     """
 
     nbytes: int
     bytes_per_s: float
     lower_bound: bool
+    round_trip_s: float = 0.0
 
 
 def delivered(descriptor: int) -> Reading | None:
@@ -50,7 +54,8 @@ def delivered(descriptor: int) -> Reading | None:
     if len(counted) < _RATE.size:
         return None
     nbytes, rate = _BYTES_ACKED.unpack_from(counted)[0], _RATE.unpack_from(counted)[0]
-    return Reading(nbytes, float(rate), bool(counted[_FLAGS] & 1))
+    trip_us = _ROUND_TRIP_US.unpack_from(counted)[0]
+    return Reading(nbytes, float(rate), bool(counted[_FLAGS] & 1), 0.0 if trip_us == _NEVER else trip_us * 1e-6)
 
 
 def unheard_s(descriptor: int) -> float:
