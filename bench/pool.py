@@ -10,7 +10,8 @@ fit one machine. For every number of nodes the budget is dealt out so that the s
 2. runs with many more owners than fit.
 
 Memory is the operating system's count: the high-water mark of each node's resident set (VmHWM), summed over the nodes.
-With `--hard` each node also has a limit that the system enforces, its budget and 10 % (hard_limit.py).
+With `--hard` each node also has a limit that the system enforces, its budget and 10 %: on private memory, or with
+`--cgroup FOLDER` that of a cgroup, which kills who takes more (hard_limit.py).
 """
 
 from __future__ import annotations
@@ -80,6 +81,7 @@ def job_of(model: str, cuts: list[int], owners: int, batch: int, rounds: int, in
             "network.lost_after_s=60",
             # Gradients are made up, so a usual rate would let long runs diverge.
             "optimizer.lr.initial=1e-6",
+            "recover.stalled_s=never",  # the owners say too seldom how far they are
         ],
     )  # fmt: skip
 
@@ -192,10 +194,12 @@ def measure(job: Job, described: Described, shape: tuple[int, ...], budgets: lis
             process.join(60 if over else 0)
             if process.is_alive():
                 process.kill()
+                process.join(10)
+        limits = [{"peak": group.peak, "kills": group.kills, "reached": group.reached} for group in groups]
         if not over or manager.error is not None or role.plan is None:
-            raise click.ClickException(f"the run did not end well: {manager.error or 'it took too long'}")
+            words = f"; cgroups: {limits}" if limits else ""
+            raise click.ClickException(f"the run did not end well: {manager.error or 'it took too long'}{words}")
         nodes = [json.loads(file.read_text(encoding="utf-8")) for file in files]
-        groups_peak = [group.peak for group in groups]
     batches = job.owners * opts["batches"]
     return {
         "nodes": job.nodes,
@@ -206,7 +210,7 @@ def measure(job: Job, described: Described, shape: tuple[int, ...], budgets: lis
         "waits": sum(node["waits"] for node in nodes),
         "given_back": sum(node["given_back"] for node in nodes),
         "budgets": budgets,
-        "cgroup_peak": groups_peak,
+        "cgroups": limits,
         "profiles": [node["profile"] for node in nodes],
         "seconds": [event.seconds for event in rounds],
         "batches_per_s": max(batches / event.seconds for event in rounds),
@@ -222,6 +226,20 @@ def show_account(parts: Sequence[PartMemory], fit: int, run: dict[str, Any]) -> 
         for hop, part in enumerate(parts)
     ]  # fmt: skip
     print(table([f"MiB, {fit} in flight", *kinds, "process", "sum", "peak RSS"], rows))
+
+
+def show_limits(runs: Sequence[dict[str, Any]]) -> None:
+    """Prints what the system says of the nodes' cgroups."""
+    rows = [
+        [
+            node_name(hop), run["owners"], run["in_flight"], readable(run["budgets"][hop]),
+            readable(int(1.1 * run["budgets"][hop])), f"**{readable(found['peak'])}**", found["reached"],
+            f"**{found['kills']}**",
+        ]
+        for run in runs for hop, found in enumerate(run["cgroups"])
+    ]  # fmt: skip
+    head = ["node", "owners", "in flight", "budget", "limit", "cgroup's peak", "times full", "killed for memory"]
+    print(table(head, rows))
 
 
 def show_profile(run: dict[str, Any], batches: int) -> None:
@@ -313,6 +331,8 @@ def main(model: str, owners: str, nodes: str, total: str, cuts: str, json_path: 
         if opts["profile"]:
             show_profile(runs[-1], opts["batches"])
     show_runs(runs, budget)
+    if opts["cgroup"] is not None:
+        show_limits(runs)
     if json_path is not None:
         json_path.write_text(json.dumps(runs, indent=1), encoding="utf-8")
 

@@ -14,9 +14,10 @@ from hypothesis import strategies as st
 
 from zmpsl.codecs import NONE
 from zmpsl.job.codec import CLASSES, parse_spec
-from zmpsl.messages import LinkStats, Progress, Stats
+from zmpsl.messages import Progress
 from zmpsl.observe.events import Event
 from zmpsl.roles.scoreboard import Scoreboard
+from zmpsl.stats import LinkStats, Stats
 from zmpsl.transport.choice import CANDIDATES, FAST_BYTES_PER_S, Chooser, Cost, Rate, seconds
 from zmpsl.transport.packing import Packer
 from zmpsl.transport.task import Op, Task

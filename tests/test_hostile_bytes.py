@@ -27,9 +27,9 @@ from zmpsl.codecs import NONE
 from zmpsl.job import Job
 from zmpsl.launch.memory import MemoryRun
 from zmpsl.loop import Node
-from zmpsl.messages import Join, Message, Stats, encode
 from zmpsl.roles.manager import Phase
 from zmpsl.roles.owner import DataOwner
+from zmpsl.stats import Stats
 from zmpsl.transport.envelope import wrap
 from zmpsl.transport.task import Op, Task
 from zmpsl.transport.wire import CHUNK, INLINE, MAX_MESSAGE, OWNER_SENDER, messages
@@ -286,7 +286,7 @@ def _nested(depth: int) -> bytes:
 
 def _bomb(value: bytes) -> bytes:
     """A job whose model has an argument that is not what it seems."""
-    before, after = encode(control.Submit(job=job(*SMALL))).split(b"\xa4args\x80", 1)
+    before, after = control.encode(control.Submit(job=job(*SMALL))).split(b"\xa4args\x80", 1)
     return before + b"\xa4args\x81\xa1a" + value + after
 
 
@@ -296,7 +296,7 @@ GARBAGE = {
     "random": [random.Random(SEED).randbytes(3000)],
     "three frames": [b"a", b"b", b"c"],
     "thousand frames": [b"x"] * 1000,
-    "json": [msgspec.json.encode(Join(role="compute"))],
+    "json": [msgspec.json.encode(control.Join(role="compute"))],
     "unknown tag": [msgspec.msgpack.encode({"type": "Reboot"})],
     "wrong type": [msgspec.msgpack.encode({"type": "Ready", "plan": [1]})],
     "number of 2**64 - 1": [msgspec.msgpack.encode({"type": "Prepared", "round": 2**64 - 1})],
@@ -312,7 +312,7 @@ GARBAGE = {
     "argument that is no UTF-8": [_bomb(b"\xa2\xff\xff")],
 }
 
-STRANGE: list[Message] = [
+STRANGE: list[control.Message] = [
     control.Ready(plan=1, samples=1, batches=1),
     control.Prepared(plan=1, round=0, digests={"aggregator": "0", "node-0": "0"}, stats=Stats()),
     control.Trained(plan=1, round=0, batches=1, loss_sum=0.0, samples=1, stats=Stats()),
@@ -335,7 +335,7 @@ def test_manager_drops_what_is_no_message(frames: Frames):
 
 @pytest.mark.parametrize("joined", [False, True], ids=["stranger", "observer"])
 @pytest.mark.parametrize("message", STRANGE, ids=lambda message: type(message).__name__)
-def test_manager_hears_only_members(message: Message, joined: bool):
+def test_manager_hears_only_members(message: control.Message, joined: bool):
     """Who has no place in the run can neither end it, nor move it on, nor put words into its record."""
     with siege() as besieged:
         stranger = besieged.say(told(control.Leave()))
@@ -373,7 +373,7 @@ def test_observers_that_come_and_go():
     """Watching costs the run nothing, nor does leaving without a word, nor never reading what is told."""
     with siege() as besieged:
         for number in range(30):
-            observer = besieged.say(told(Join(role="observer")))
+            observer = besieged.say(told(control.Join(role="observer")))
             assert observer.poll(10_000)
             if number % 2:
                 observer.close(linger=0)
@@ -382,7 +382,7 @@ def test_observers_that_come_and_go():
 
 def answered(besieged: Siege, stranger: zmq.Socket[bytes]) -> None:
     """Waits until the manager has read all that this stranger said: on one connection nothing overtakes."""
-    stranger.send(told(Join(role="observer")))
+    stranger.send(told(control.Join(role="observer")))
 
     def heard() -> bool:
         return bool(stranger.poll(0)) and isinstance(untold(stranger.recv()), control.Publish)

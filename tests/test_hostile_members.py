@@ -15,12 +15,13 @@ from zmpsl import messages as control
 from zmpsl.engine.build import build_blocks, summarise, trace
 from zmpsl.errors import PeerLostError
 from zmpsl.job.schema import Model
-from zmpsl.messages import Message, Stats
+from zmpsl.messages import Message
 from zmpsl.roles.actions import Say
 from zmpsl.roles.manager import Phase
 from zmpsl.roles.owner import DataOwner
 from zmpsl.security import MAX_REJECTED
 from zmpsl.state import layout_of, not_finite
+from zmpsl.stats import Stats
 from zmpsl.transport.task import Op
 from zmpsl.transport.wire import OWNER_SENDER
 

@@ -27,6 +27,7 @@ LAYERS = [
     ["zmpsl.codecs", "zmpsl.state"],
     ["zmpsl.packed_state", "zmpsl.masking"],
     ["zmpsl.pool"],
+    ["zmpsl.stats"],
     ["zmpsl.messages"],
     ["zmpsl.transport", *(f"zmpsl.transport.{name}" for name in PURE_TRANSPORT)],
     ["zmpsl.transport.curve", "zmpsl.norms"],

@@ -14,7 +14,6 @@ from test_planner_measured import measured
 
 from zmpsl.checkpoint import read_record
 from zmpsl.launch.memory import MemoryRun
-from zmpsl.messages import LinkStats, Stats
 from zmpsl.observe.events import RoundEvent
 from zmpsl.planner.learned import Learned, Packing, learn
 from zmpsl.planner.predict import predict
@@ -22,6 +21,7 @@ from zmpsl.planner.problem import NodeLink
 from zmpsl.profiles import write_profile
 from zmpsl.roles.learning import FROM_ROUNDS, Kept, with_links
 from zmpsl.station import Station
+from zmpsl.stats import LinkStats, Stats
 from zmpsl.transport.address import leaves_host
 
 replace = msgspec.structs.replace

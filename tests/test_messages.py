@@ -27,10 +27,11 @@ from zmpsl.messages import (
     encode,
 )
 from zmpsl.plan import Activation, Block, Entry, Peer, Plan
+from zmpsl.stats import Stats
 
 FUZZ = settings(max_examples=300, deadline=None)
 DECODERS = [decode_to_manager, decode_from_manager]
-STATS = messages.Stats(forward_s=0.1, tasks=3, sent_bytes=2**40)
+STATS = Stats(forward_s=0.1, tasks=3, sent_bytes=2**40)
 JOB = Job(name="x", owners=3, model=Model(args={"a": [1, None, {"b": 2.5}]}), cuts=[1, 2, 3])
 PLAN = Plan(
     version=3,
@@ -63,6 +64,8 @@ TO_MANAGER: list[ToManager] = [
     messages.Prepared(plan=1, round=1, digests={"aggregator": "ff" * 32}, stats=STATS),
     messages.Evaluated(plan=1, round=1, correct=2, total=3, samples=3, loss_sum=0.5),
     messages.Broken(plan=2, peer="node-1"),
+    messages.Aside(plan=2, round=1, owner=65_534, state="kept"),
+    messages.Aside(plan=2, round=1, owner=0, state="failed", text="disk full"),
     messages.Paused(plan=3),
     messages.Paused(plan=3, handed_in=2),
     Trouble(exit_code=7, text="näh\n" * 1000),
@@ -82,6 +85,9 @@ FROM_MANAGER: list[FromManager] = [
     messages.Begin(round=2**31),
     messages.Committed(round=0, digests={}),
     messages.Evaluate(round=0),
+    messages.Unheard(number=3),
+    messages.SetAside(round=3, owner=7),
+    messages.TakeUp(round=3, owner=7),
     messages.Finish(),
     messages.Finish(exit_code=6, text="gone"),
     Ping(),

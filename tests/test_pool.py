@@ -42,7 +42,7 @@ class Replica:
 
 
 class Pool(RuleBasedStateMachine):
-    """Owners come, train, close and vanish in any order; activations may turn out larger than was thought."""
+    """Owners come, train, stall, close and vanish in any order; activations may turn out larger than was thought."""
 
     @initialize(fit=st.integers(1, OWNERS), rest=st.floats(0, 0.99))
     def start(self, fit: int, rest: float) -> None:
@@ -63,9 +63,9 @@ class Pool(RuleBasedStateMachine):
     def forward(self, owner: int) -> None:
         before, free = self.pool.state(owner), self.pool.capacity - self.pool.in_use
         admitted = self.pool.admit(owner)
-        assert admitted == (before not in (State.FREE, State.WAITING) or free > 0)
+        assert admitted == (before is not State.ASIDE and (before not in (State.FREE, State.WAITING) or free > 0))
         if not admitted:
-            assert owner in self.pool.waiting
+            assert owner in self.pool.waiting or before is State.ASIDE
             with pytest.raises(RemoteProtocolError):
                 self.pool.get(owner, self.build)
         elif before is State.FOLDED:
@@ -98,6 +98,24 @@ class Pool(RuleBasedStateMachine):
         else:
             self.pool.drop(owner)
             assert self.pool.state(owner) is State.FREE
+
+    @rule(owner=st.integers(0, OWNERS - 1))
+    def stall(self, owner: int) -> None:
+        if self.pool.state(owner) in (State.FOLDED, State.ASIDE):
+            with pytest.raises(RemoteProtocolError, match="cannot set aside"):
+                self.pool.set_aside(owner)
+        else:
+            self.pool.set_aside(owner)
+            assert self.pool.state(owner) is State.ASIDE
+
+    @rule(owner=st.integers(0, OWNERS - 1))
+    def go_on(self, owner: int) -> None:
+        if self.pool.state(owner) is State.ASIDE:
+            self.pool.take_up(owner)
+            assert owner in self.pool.waiting
+        else:
+            with pytest.raises(RemoteProtocolError, match="cannot take up"):
+                self.pool.take_up(owner)
 
     @rule(saved=st.integers(0, 4000))
     def learn(self, saved: int) -> None:

@@ -195,6 +195,18 @@ def test_the_job_can_say_how_many():
     assert differing(global_state(ours.members), reference(small("mlp", 2, 4, 1)).states[-1]) == []
 
 
+def test_the_memory_that_cuts_are_planned_for_bounds_owners_too():
+    wanted = small("mlp", 2, 4, 1)
+    budgets = rooms(wanted, [4, 2], 1)
+    ours = Watched(small("mlp", 2, 4, 1, f"planning.node_memory={{node-1: {budgets[1]}}}"), rooms=[1 << 30] * 2)
+    ours.run()
+    assert ours.manager.plan.rooms == (1 << 30, budgets[1])
+    assert ours.most == ours.manager.plan.in_flight == 2
+    little = small("mlp", 2, 4, 1, f"planning.node_memory={{node-1: {parts(wanted)[1].need(1) - 1}}}")
+    with pytest.raises(JobError, match=r"node-1: part 2 .* for it \(memory, planning.node_memory\)"):
+        MemoryRun(little).run()
+
+
 def test_over_tcp_with_random_delays():
     wanted = small("dropout", 2, 4, 2, "network.jitter_s=0.002")
     bounded = msgspec.structs.replace(wanted, owners_in_flight=1, recompute="always")

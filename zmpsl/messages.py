@@ -22,6 +22,13 @@ A member joins, is welcomed to a place, gets the plan, builds its part, says rea
     Evaluated       ------------>
                     <------------   Finish
 
+When an owner stalls and others wait for its place, the nodes set its replica aside, on disk, until it goes on:
+
+                    <------------   SetAside (owner)    (to all nodes)
+    Aside           ------------>                       (its place is given away when all have)
+    Aside           ------------>                       (a task of it came: it waits for a place)
+                    <------------   TakeUp (owner)      (to all nodes)
+
 When a role is lost, or a link between two lost messages, the plan is void and the round is begun again:
 
     Broken (a link)  ----------->
@@ -34,7 +41,7 @@ When a role is lost, or a link between two lost messages, the plan is void and t
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 import msgspec
 from msgspec import Meta, Struct
@@ -42,14 +49,15 @@ from msgspec import Meta, Struct
 from zmpsl.errors import RemoteProtocolError
 from zmpsl.job.schema import Job
 from zmpsl.plan import Activation, Block, Footprint, Plan
-from zmpsl.pool.spill import SpillStats
 from zmpsl.profiles import Profile
+from zmpsl.stats import Stats
 
 __all__ = [
-    "Accuse", "Begin", "Broken", "Committed", "Describe", "Described", "Evaluate", "Evaluated", "Finish",
-    "FromManager", "Join", "Leave", "LinkStats", "MaskKeys", "Measure", "Pause", "Paused", "Ping", "Prepared",
-    "Probe", "Probed", "Profiled", "Progress", "Publish", "Ready", "Refused", "Stats", "Submit", "ToManager",
-    "Trained", "Trouble", "Unheard", "Welcome", "decode_from_manager", "decode_to_manager", "encode", "PROTOCOL",
+    "Accuse", "Aside", "Begin", "Broken", "Committed", "Describe", "Described", "Evaluate", "Evaluated", "Finish",
+    "FromManager", "Join", "Leave", "MaskKeys", "Measure", "Pause", "Paused", "Ping", "Prepared",
+    "Probe", "Probed", "Profiled", "Progress", "Publish", "Ready", "Refused", "SetAside", "Submit",
+    "TakeUp", "ToManager", "Trained", "Trouble", "Unheard", "Welcome", "decode_from_manager", "decode_to_manager",
+    "encode", "PROTOCOL",
 ]  # fmt: skip
 
 PROTOCOL = 3
@@ -60,54 +68,6 @@ MaskKey = Annotated[bytes, Meta(max_length=32)]
 
 class Message(Struct, frozen=True, kw_only=True, tag=True):
     """Base of all messages; the class name is the tag on the wire."""
-
-
-class LinkStats(Struct, frozen=True, kw_only=True):
-    """What was sent on one kind of link: seconds, bytes, and tensors by codec.
-
-    `packed_bytes` leaves out headers; `chosen` is what `codec: auto` packs with now, empty elsewhere. `bytes_per_s` and
-    `latency_s` are the link's as measured so far, on links between hosts and where `auto` chooses; 0 where unknown.
-    """
-
-    raw_bytes: int = 0
-    packed_bytes: int = 0
-    encode_s: float = 0.0
-    decode_s: float = 0.0
-    codecs: dict[Name, int] = {}
-    chosen: Text = ""
-    bytes_per_s: float = 0.0
-    latency_s: float = 0.0
-
-    def plus(self, other: LinkStats, sign: int = 1) -> LinkStats:
-        """Gives the sum, or the difference with sign -1; what is chosen now is ours, or else the other's."""
-        codecs = dict(self.codecs)
-        for name, tensors in other.codecs.items():
-            codecs[name] = codecs.get(name, 0) + sign * tensors
-        return LinkStats(
-            raw_bytes=self.raw_bytes + sign * other.raw_bytes,
-            packed_bytes=self.packed_bytes + sign * other.packed_bytes,
-            encode_s=self.encode_s + sign * other.encode_s,
-            decode_s=self.decode_s + sign * other.decode_s,
-            codecs={name: tensors for name, tensors in codecs.items() if tensors},
-            chosen=self.chosen or other.chosen,
-            bytes_per_s=self.bytes_per_s or other.bytes_per_s,
-            latency_s=self.latency_s or other.latency_s,
-        )
-
-
-class Stats(Struct, frozen=True, kw_only=True):
-    """What a role has done in one round so far. Seconds and bytes; counts are exact."""
-
-    forward_s: float = 0.0
-    backward_s: float = 0.0
-    update_s: float = 0.0
-    round_s: float = 0.0
-    tasks: int = 0
-    sent_bytes: int = 0
-    received_bytes: int = 0
-    rejected: int = 0
-    links: dict[Name, LinkStats] = {}
-    spill: SpillStats = SpillStats()
 
 
 class Join(Message, frozen=True, kw_only=True, tag=True):
@@ -225,6 +185,20 @@ class Broken(Message, frozen=True, kw_only=True, tag=True):
     text: Text = ""
 
 
+class Aside(Message, frozen=True, kw_only=True, tag=True):
+    """What a compute node tells of an owner that it was asked to set aside, by its index.
+
+    `kept`: its replica is on disk, and its place free; `failed`: that could not be, and why; `came`: a task of it came
+    meanwhile and waits; `closed`: its work of this round is in the sum.
+    """
+
+    plan: int
+    round: int
+    owner: Annotated[int, Meta(ge=0)]
+    state: Literal["kept", "failed", "came", "closed"]
+    text: Text = ""
+
+
 class Paused(Message, frozen=True, kw_only=True, tag=True):
     """The role has dropped all work of that plan and touches nothing before the next one.
 
@@ -309,6 +283,20 @@ class Begin(Message, frozen=True, kw_only=True, tag=True):
     round: int
 
 
+class SetAside(Message, frozen=True, kw_only=True, tag=True):
+    """Write the replica of an owner to disk and give its place to others: it has stalled."""
+
+    round: int
+    owner: int
+
+
+class TakeUp(Message, frozen=True, kw_only=True, tag=True):
+    """An owner that was set aside has its place again."""
+
+    round: int
+    owner: int
+
+
 class Committed(Message, frozen=True, kw_only=True, tag=True):
     """This round counts: the manager's record is written."""
 
@@ -351,12 +339,12 @@ class Probed(Message, frozen=True, kw_only=True, tag=True):
     data: Annotated[bytes, Meta(max_length=1 << 20)] = b""
 
 
-OfPlan = Progress | Trained | Prepared | Evaluated | Broken
+OfPlan = Progress | Trained | Prepared | Evaluated | Broken | Aside
 FromMember = Described | Profiled | Ready | Paused | OfPlan | Trouble | Accuse | Leave
 ToManager = Join | Submit | Probe | FromMember
 FromManager = (
     Refused | Welcome | Describe | Measure | Publish | Pause | MaskKeys | Begin | Committed | Evaluate | Finish | Ping
-    | Probed | Unheard
+    | Probed | SetAside | TakeUp | Unheard
 )  # fmt: skip
 
 _ENCODER = msgspec.msgpack.Encoder()

@@ -142,6 +142,12 @@ class Plan(Struct, frozen=True, kw_only=True):
     kept: dict[int, int] = {}
 
     @property
+    def may_set_aside(self) -> bool:
+        """Whether a stalled owner's place may go to another one: whether somebody ever waits for a place."""
+        stalled_s, thin = self.job.recover.stalled_s, self.job.emulate.thin
+        return 0 < self.in_flight < len(self.active) and stalled_s != "never" and not thin
+
+    @property
     def parts(self) -> int:
         """Number of parts P."""
         return len(self.bounds) - 1

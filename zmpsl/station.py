@@ -14,10 +14,11 @@ from itertools import count
 from zmpsl.errors import RemoteProtocolError
 from zmpsl.job.codec import Spec, parse_spec
 from zmpsl.job.schema import Codec as CodecSettings
-from zmpsl.messages import Accuse, LinkStats
+from zmpsl.messages import Accuse
 from zmpsl.plan import AGGREGATOR, node_name, owner_name
 from zmpsl.roles.actions import Action, Connect, Say, Send
 from zmpsl.roles.member import Member
+from zmpsl.stats import LinkStats
 from zmpsl.transport.address import leaves_host
 from zmpsl.transport.damage import DamagedError
 from zmpsl.transport.outbox import Outbox
@@ -67,7 +68,7 @@ class Station:
         self.clock = time.monotonic
         self.strays = 0
         self._waiting: list[tuple[int, int, Task]] = []
-        self._parked: list[tuple[int, int, Task]] = []  # there is no room for them before somebody closes
+        self._parked: list[tuple[int, int, Task]] = []  # there is no room for them now
         self._order = count()
         self._far: frozenset[str] = frozenset()  # peers whose address is none of this host alone
         member.links = self.traffic  # type: ignore[method-assign]
@@ -204,7 +205,9 @@ class Station:
         self._parked.clear()
 
     def _park(self) -> None:
-        """Puts aside what there is no room for; its sender gets no credit back meanwhile, so this is bounded."""
+        """Parks what there is no room for; its sender gets no credit back meanwhile, so this is bounded."""
+        if self._parked and self.member.more_room():
+            self._unpark()
         while self._waiting and not self.member.has_room(self._waiting[0][2]):
             self._parked.append(heapq.heappop(self._waiting))
 
@@ -223,9 +226,7 @@ class Station:
             yield from self.member.broken(sender_of(task), str(error))
             return
         if task.op is Op.CLOSE:
-            for parked in self._parked:
-                heapq.heappush(self._waiting, parked)
-            self._parked.clear()
+            self._unpark()
         self._done(task)
 
     def _count(self, header: Header) -> None:
@@ -238,6 +239,11 @@ class Station:
         if task.sender == OWNER_SENDER:
             self.quota.used(task.owner, task.nbytes)
         self._used_up(task)
+
+    def _unpark(self) -> None:
+        for parked in self._parked:
+            heapq.heappush(self._waiting, parked)
+        self._parked.clear()
 
     def _used_up(self, task: Task) -> None:
         """Notes that the sender of a task gets its credit back."""

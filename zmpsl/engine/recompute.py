@@ -7,16 +7,16 @@ statistics, is put back to what it was the first time while it runs.
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
-from zmpsl.engine.replica import Key, Replica, Saved, Shape
+from zmpsl.engine.node_replica import NodeReplica
+from zmpsl.engine.replica import Key, Shape
 from zmpsl.errors import JobError, RemoteProtocolError
 
 __all__ = ["RecomputingReplica"]
 
 
-class RecomputingReplica(Replica):
+class RecomputingReplica(NodeReplica):
     """A replica that saves the inputs of its part instead of all activations."""
 
     def forward(
@@ -34,11 +34,10 @@ class RecomputingReplica(Replica):
                 f"blocks {self.base.indices.start} to {self.base.indices.stop - 1} write their weights in forward,"
                 " which cannot be repeated exactly: set recompute: never"
             )
-        leaf, _, leaf_mask, output_mask, _ = self._saved.pop(at)
-        if output_mask is not None:
-            output_mask.settle()  # or it would keep the output
-        self._saved[at] = Saved(leaf, leaf, leaf_mask, output_mask)
-        self._before[at] = before, tuple(output.shape)
+        saved = self._saved[at]
+        if saved.output_mask is not None:
+            saved.output_mask.settle()  # or it would keep the output
+        self._saved[at] = saved._replace(output=saved.leaf, before=before)
         return output.detach()
 
     def backward(self, gradient: Tensor | None, at: Key, loss: Tensor | None = None) -> Tensor | None:
@@ -47,25 +46,8 @@ class RecomputingReplica(Replica):
         if saved is None:
             raise RemoteProtocolError(f"owner {self.owner}: backward of {at} without its forward")
         after = self._buffers()
-        self._put(self._before.pop(at)[0])
+        if saved.before is not None:
+            self._put(saved.before)
         super().forward(saved.leaf.detach(), at, relu=saved.leaf_mask is not None)
         self._put(after)
         return super().backward(gradient, at, loss)
-
-    def rest(self) -> None:
-        """Frees all but the weights."""
-        super().rest()
-        self._before: dict[Key, tuple[list[Tensor], tuple[int, ...]]] = {}
-
-    def output_of(self, at: Key) -> tuple[int, ...] | None:
-        """Gives the shape of a micro-batch's output whose backward is to come, None where there is none."""
-        return self._before[at][1] if at in self._before else None
-
-    def _buffers(self) -> list[Tensor]:
-        return [buffer.detach().clone() for block in self.blocks for buffer in block.buffers()]
-
-    def _put(self, values: list[Tensor]) -> None:
-        with torch.no_grad():
-            buffers = [buffer for block in self.blocks for buffer in block.buffers()]
-            for buffer, value in zip(buffers, values, strict=True):
-                buffer.data.copy_(value)  # through .data: no graph minds, none uses them

@@ -76,7 +76,10 @@ class Part:
     Attributes:
         lends: Replicas may compute on the base's own weights until their first update. None until the first forward has
             shown that blocks do not write their weights there, as an embedding with `max_norm` does; False if they do.
+        repeats: Replicas remember what running a forward again takes.
     """
+
+    repeats = False
 
     def __init__(self, plan: Plan, part: int, flat: Flat | None = None, layout: Layout | None = None) -> None:
         self.job: Job = plan.job
@@ -113,9 +116,11 @@ class Saved(NamedTuple):
 
     leaf: Tensor
     output: Tensor
+    shape: tuple[int, ...]  # of the output
     leaf_mask: KnownMask | None
     output_mask: KnownMask | None
     penalty: Tensor | None = None  # a term of the loss that is known here
+    before: list[Tensor] | None = None  # what forward may change, as it was; where forward may be run again
 
 
 # Changes what a part puts out, given its input: gives what is sent, and a term of the loss or None.
@@ -198,7 +203,7 @@ class Replica:
 
     def output_of(self, at: Key) -> tuple[int, ...] | None:
         """Gives the shape of a micro-batch's output whose backward is to come, None where there is none."""
-        return tuple(self._saved[at].output.shape) if at in self._saved else None
+        return self._saved[at].shape if at in self._saved else None
 
     @property
     def saved(self) -> int:
@@ -228,6 +233,7 @@ class Replica:
         if at in self._saved:
             raise RemoteProtocolError(f"owner {self.owner}: forward of {at} came twice")
         leaf = inputs if first else inputs.requires_grad_()
+        before = self._buffers() if self.base.repeats else None
         output = leaf
         writes = self._writes()
         with keyed_generator() as generator:
@@ -245,8 +251,20 @@ class Replica:
             self.base.lends = False
         leaf_mask = KnownMask(leaf.detach().numpy()) if relu else None
         output, penalty = shape(leaf, output) if shape is not None else (output, None)
-        self._saved[at] = Saved(leaf, output, leaf_mask, mask_of_output(output), penalty)
+        shape_ = tuple(output.shape)
+        self._saved[at] = Saved(leaf, output, shape_, leaf_mask, mask_of_output(output), penalty, before)
         return output
+
+    def _buffers(self) -> list[Tensor]:
+        """Copies what is no parameter and a forward may change, such as running statistics."""
+        return [buffer.detach().clone() for block in self.blocks for buffer in block.buffers()]
+
+    def _put(self, values: list[Tensor]) -> None:
+        """Makes it what it was."""
+        with torch.no_grad():
+            buffers = [buffer for block in self.blocks for buffer in block.buffers()]
+            for buffer, value in zip(buffers, values, strict=True):
+                buffer.data.copy_(value)  # through .data: no graph minds, none uses them
 
     def backward(self, gradient: Tensor | None, at: Key, loss: Tensor | None = None) -> Tensor | None:
         """Adds this micro-batch's gradients to the weights' and frees its activations.
@@ -287,8 +305,11 @@ class Replica:
         self.own()
         self._take()
         if self._optimizer is not None:
-            self._optimizer.step()
+            self._step(self._optimizer)
             self._optimizer.zero_grad(set_to_none=True)
+
+    def _step(self, optimizer: torch.optim.Optimizer) -> None:
+        optimizer.step()
 
     def go_on_from(self, kept: Callable[[], Tensors] | None) -> None:
         """Has the optimiser go on from a kept state, which is waited for where it is needed; None for none."""

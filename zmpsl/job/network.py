@@ -95,6 +95,16 @@ class Recover(Settings, frozen=True, forbid_unknown_fields=True, kw_only=True):
             )
         ),
     ] = None
+    stalled_s: Annotated[
+        Literal["auto", "never"] | Seconds,
+        Meta(
+            description=(
+                "an owner that trains no batch for so long gives its place to one that waits, where there is not memory"
+                " for all at once; nodes write its replica to disk and read it back when it goes on, which changes no"
+                " result. `auto`: ten times as long as batches take, and at least 10 s"
+            )
+        ),
+    ] = "auto"
     attempts: Annotated[Count, Meta(description="how often one round may be begun again before the run ends")] = 20
     quorum: Annotated[
         Share,

@@ -31,7 +31,12 @@ class Planning(Settings, frozen=True, forbid_unknown_fields=True, kw_only=True):
     ] = "real"
     node_memory: Annotated[
         dict[str, Annotated[int, Meta(ge=0)]],
-        Meta(description="bytes that compute nodes may use for their part, such as `node-0: 2000000000`"),
+        Meta(
+            description=(
+                "bytes that compute nodes may use for their part and its replicas, such as `node-0: 2000000000`: bounds"
+                " the cuts and the owners in flight, as `memory` does for the whole process; the lesser holds"
+            )
+        ),
     ] = field(default_factory=dict)
     max_blocks: Annotated[
         Count | dict[str, Count] | None,

@@ -113,7 +113,7 @@ class RoundEvent(_Event, frozen=True, kw_only=True, tag="round"):
 
     `predicted_s` is how long the planner expected it to take until it is committed;
     `predicted_busy_s` how long it expected each compute node to train. `spill` tells what keeping optimiser states
-    cost each role, where owners keep theirs.
+    cost each role, where owners keep theirs, `aside` what setting stalled owners aside cost each node.
     """
 
     round: int
@@ -127,6 +127,7 @@ class RoundEvent(_Event, frozen=True, kw_only=True, tag="round"):
     predicted_busy_s: dict[str, float] = {}
     links: dict[str, LinkTraffic] = {}
     spill: dict[str, SpillStats] = {}
+    aside: dict[str, SpillStats] = {}
 
 
 class EvaluationEvent(_Event, frozen=True, kw_only=True, tag="evaluation"):

@@ -19,7 +19,7 @@ from zmpsl.observe.events import RoleStats, RoundEvent
 from zmpsl.observe.page import figure, page, table
 from zmpsl.observe.readable import amount, duration, natural, number, one_line, percent
 from zmpsl.observe.run_folder import Recorded, load
-from zmpsl.observe.spill_table import spill_table
+from zmpsl.observe.spill_table import aside_table, spill_table
 from zmpsl.observe.timeline import Span, round_starts, spans
 
 __all__ = ["write_report"]
@@ -229,7 +229,7 @@ def _time(run: Recorded) -> str:
             )
         )
     pieces += _expected_work(run)
-    pieces += spill_table(run)
+    pieces += spill_table(run) + aside_table(run)
     return "\n".join(pieces) if len(pieces) > 1 else ""
 
 

@@ -15,9 +15,9 @@ from typing import TypeVar
 from msgspec import Struct
 from msgspec.structs import astuple
 
-from zmpsl.messages import LinkStats, Stats
 from zmpsl.plan import node_name
 from zmpsl.planner.problem import NodeLink
+from zmpsl.stats import LinkStats, Stats
 
 __all__ = ["Learned", "Packing", "learn"]
 

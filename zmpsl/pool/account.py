@@ -48,7 +48,8 @@ class PartMemory:
         micros: Micro-batches of one owner under way.
         evaluation: Activations of an evaluation batch while it is worked on.
         evaluation_slot: Messages of one owner that evaluates.
-        untrained: State that forward may change, such as running statistics.
+        untrained: State that forward may change, such as running statistics; each micro-batch under way keeps what it
+            was, so that forward can be run again.
         recompute: Activations are computed again before backward, instead of kept.
         spill: Optimiser state of a folded owner that is being written, where owners keep theirs.
     """
@@ -75,7 +76,7 @@ class PartMemory:
         """Saved activations of one owner."""
         if self.recompute:
             return self.micros * (self.inputs + self.untrained)
-        return self.micros * (self.inputs + self.saved + self.outputs)
+        return self.micros * (self.inputs + self.saved + self.outputs + self.untrained)
 
     @property
     def buffers(self) -> int:
@@ -103,16 +104,20 @@ class PartMemory:
         own = 0 if self.shared_gradients else self.trained
         return self.base + self.optimizer + own + self.activations + self.buffers + self.kept(1)
 
+    @property
+    def _spare(self) -> int:
+        return self.base + (0 if self.spill else self.optimizer)
+
     def need(self, owners: int) -> int:
         """Gives the bytes for that many replicas: while they train, or while their average is stored."""
         training = self.fixed + owners * self.slot
-        # The file is written from a copy. Replicas keep their weights' memory for the next round, and nothing else.
-        storing = self.base + self.accumulator + owners * self.base + self.base + self.kept(owners) + self.spill
+        # The file is written from a copy. Replicas keep the memory of weights and optimiser state for the next round.
+        storing = self.base + self.accumulator + owners * self._spare + self.base + self.kept(owners) + self.spill
         return max(training, storing)
 
     def need_evaluating(self, owners: int, replicas: int) -> int:
         """Gives the bytes for that many evaluating owners, beside the memory kept for replicas."""
-        kept = self.base + self.accumulator + replicas * self.base + self.kept(replicas)
+        kept = self.base + self.accumulator + replicas * self._spare + self.kept(replicas)
         return kept + self.evaluation + owners * self.evaluation_slot
 
     def with_activations(self, prints: Sequence[Footprint]) -> PartMemory:

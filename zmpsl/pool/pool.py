@@ -5,10 +5,13 @@
     FREE, WAITING   reserve   RESERVED      its bytes are set aside
     RESERVED        build     TRAINING      the replica exists
     TRAINING        fold      FOLDED        its work is in the sum: counts once, for the rest of the round
+    not FOLDED      set aside ASIDE         its replica is on disk, or was never built: others may have its place
+    ASIDE           take up   WAITING       it may come back, as soon as there is room
     not FOLDED      drop      FREE          left out of the round
     FOLDED          begin     FREE          the next round
 
-A folded owner's replica is kept as a spare, with the memory of its weights, and becomes the next owner's.
+The replica of an owner that was folded or set aside is kept as a spare, with the memory of its weights and
+optimiser state, and becomes the next owner's.
 """
 
 from __future__ import annotations
@@ -34,6 +37,7 @@ class State(Enum):
     RESERVED = "reserved"
     TRAINING = "training"
     FOLDED = "folded"
+    ASIDE = "set aside"
 
 
 TRANSITIONS: dict[tuple[State, str], State] = {
@@ -42,10 +46,16 @@ TRANSITIONS: dict[tuple[State, str], State] = {
     (State.WAITING, "reserve"): State.RESERVED,
     (State.RESERVED, "build"): State.TRAINING,
     (State.TRAINING, "fold"): State.FOLDED,
+    (State.FREE, "set aside"): State.ASIDE,
+    (State.WAITING, "set aside"): State.ASIDE,
+    (State.RESERVED, "set aside"): State.ASIDE,
+    (State.TRAINING, "set aside"): State.ASIDE,
+    (State.ASIDE, "take up"): State.WAITING,
     (State.FREE, "drop"): State.FREE,
     (State.WAITING, "drop"): State.FREE,
     (State.RESERVED, "drop"): State.FREE,
     (State.TRAINING, "drop"): State.FREE,
+    (State.ASIDE, "drop"): State.FREE,
     (State.FOLDED, "begin"): State.FREE,
 }
 
@@ -128,11 +138,13 @@ class ReplicaPool(Generic[R]):
             self._spares.pop()
 
     def admit(self, owner: int) -> bool:
-        """Sets memory aside for an owner that has none yet; False while there is no room.
+        """Reserves memory for an owner that has none yet; False while there is no room, or it has been set aside.
 
         An owner that has been folded is not turned away here: `get` refuses it.
         """
         state = self.state(owner)
+        if state is State.ASIDE:
+            return False
         if state not in (State.FREE, State.WAITING):
             return True
         if self.in_use >= self.capacity:
@@ -176,12 +188,27 @@ class ReplicaPool(Generic[R]):
         self._keep(replica)
         return replica
 
+    def set_aside(self, owner: int) -> None:
+        """Gives an owner's place away; whatever its replica held must be elsewhere by now.
+
+        Raises:
+            RemoteProtocolError: It was folded, or set aside already.
+        """
+        self._move(owner, "set aside")
+        self._free(owner)
+
+    def take_up(self, owner: int) -> None:
+        """Lets an owner that was set aside be admitted again.
+
+        Raises:
+            RemoteProtocolError: It was not.
+        """
+        self._move(owner, "take up")
+
     def drop(self, owner: int) -> None:
         """Leaves an owner out of the round; its replica counts nothing."""
         self._move(owner, "drop")
-        for holders in (self._replicas, self._promised):
-            if owner in holders:
-                self._keep(holders.pop(owner))
+        self._free(owner)
 
     def begin(self) -> None:
         """Starts a round: whoever was not folded is dropped."""
@@ -191,6 +218,11 @@ class ReplicaPool(Generic[R]):
             else:
                 self.drop(owner)
         self._states.clear()
+
+    def _free(self, owner: int) -> None:
+        for holders in (self._replicas, self._promised):
+            if owner in holders:
+                self._keep(holders.pop(owner))
 
     def _keep(self, replica: R) -> None:
         if self.held < self.capacity:

@@ -28,7 +28,7 @@ from zmpsl.errors import CheckpointError
 from zmpsl.packed_state import pack_state, unpack_state
 from zmpsl.plan import Plan
 
-__all__ = ["KeptStates", "SpillStats", "Tensors"]
+__all__ = ["Errand", "KeptStates", "SpillStats", "Tensors"]
 
 Tensors = dict[str, NDArray[np.generic]]
 _FILE = re.compile(r"blocks-([0-9]+)-([0-9]+)\.packed")
@@ -56,7 +56,7 @@ class SpillStats(Struct, frozen=True, kw_only=True):
         )
 
 
-class _Errand(threading.Thread):
+class Errand(threading.Thread):
     """Work in a thread of its own; what goes wrong is raised where it is waited for."""
 
     def __init__(self, work: Callable[[], None]) -> None:
@@ -66,12 +66,14 @@ class _Errand(threading.Thread):
         self.start()
 
     def run(self) -> None:
+        """Does the work, in the thread."""
         try:
             self._work()
         except Exception as error:
             self._error = error
 
     def finish(self) -> None:
+        """Waits for its end."""
         self.join()
         if self._error is not None:
             raise self._error
@@ -92,7 +94,7 @@ class KeptStates:
         self._place = place
         self._rounds = dict(plan.kept)
         self._stored: dict[int, int] = {}
-        self._writing: _Errand | None = None
+        self._writing: Errand | None = None
         self._reading = threading.Lock()  # one after the other: the owner that was admitted first needs its first
         self._counting = threading.Lock()
         self.stats = SpillStats()
@@ -117,7 +119,7 @@ class KeptStates:
         if owner not in self._rounds:
             return None
         found: Tensors = {}
-        errand = _Errand(lambda: self._read(owner, part, found))
+        errand = Errand(lambda: self._read(owner, part, found))
 
         def take() -> Tensors:
             self._wait(errand)
@@ -133,7 +135,7 @@ class KeptStates:
         """
         self.flush()
         self._stored[owner] = round_
-        self._writing = _Errand(lambda: self._write(owner, part, round_, state))
+        self._writing = Errand(lambda: self._write(owner, part, round_, state))
 
     def flush(self) -> None:
         """Waits until all is on disk.
@@ -235,7 +237,7 @@ class KeptStates:
         raw = sum(array.nbytes for array in state.values())
         self._count(SpillStats(state_bytes=raw, written_bytes=nbytes, write_s=time.perf_counter() - began))
 
-    def _wait(self, errand: _Errand) -> None:
+    def _wait(self, errand: Errand) -> None:
         began = time.perf_counter()
         try:
             errand.finish()

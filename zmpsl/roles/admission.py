@@ -81,6 +81,15 @@ class Admission:
         self._flying.discard(owner)
         return self._fill()
 
+    def leave(self, owner: str) -> list[str]:
+        """An owner gives up its place before it is done; gives who begins next."""
+        return self.done(owner)
+
+    def queue(self, owner: str) -> list[str]:
+        """An owner that gave up its place wants one again, after all who wait now; gives who goes on or begins."""
+        self._next.append(owner)
+        return self._fill()
+
     def _fill(self) -> list[str]:
         begin = []
         while self._next and len(self._flying) < self.limit:
@@ -124,14 +133,17 @@ class Filling:
 
 
 def rooms_of(job: Job, joins: Mapping[str, Join]) -> tuple[int | None, ...]:
-    """Gives the bytes that each compute node has for its part, by hop; None where nobody knows."""
+    """Gives the bytes that each compute node has for its part, by hop; None where nobody knows.
+
+    The least of: its budget, or the job's, less what its process takes; `planning.node_memory`; the device it imitates.
+    """
     nodes = [joins[node_name(hop)] for hop in range(job.nodes)]
     hosts = [join.host for join in nodes]
     limits = [Limits(join.host_bytes, join.used_bytes, join.memory) for join in nodes]
     rooms = []
     for hop in range(job.nodes):
         kind = job.emulate.node(hop)
-        known = [None if kind is None else kind.memory_bytes]
+        known = [None if kind is None else kind.memory_bytes, job.planning.node_memory.get(node_name(hop))]
         if kind is None or kind.compute != "none":  # who computes nothing holds no replica here, whatever it imitates
             known.append(room_of(job.memory, limits[hop], hosts.count(hosts[hop])))
         rooms.append(min((int(room) for room in known if room is not None), default=None))
@@ -210,6 +222,6 @@ def _too_small(hop: int, bounds: Sequence[int], memory: PartMemory, room: int, o
     return (
         f"{node_name(hop)}: part {hop + 1} (blocks {bounds[hop + 1]} to {bounds[hop + 2] - 1}) with {replicas} needs"
         f" {memory.need(owners)} bytes ({readable(memory.need(owners))}: {what}), but the node has {room} bytes"
-        f" ({readable(room)}) for it (memory); give it more, cut the model into more or other parts, or use smaller"
-        " batches"
+        f" ({readable(room)}) for it (memory, planning.node_memory); give it more, cut the model into more or other"
+        " parts, or use smaller batches"
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Literal
 
 import torch
 
@@ -11,10 +12,12 @@ from zmpsl.engine.build import check_model, summarise
 from zmpsl.engine.compute import ComputeEngine
 from zmpsl.engine.profile import inputs_like
 from zmpsl.errors import CheckpointError, RemoteProtocolError
-from zmpsl.messages import Accuse, Measure, Prepared, Ready
+from zmpsl.messages import Accuse, Aside, Measure, Prepared, Ready, SetAside, TakeUp
 from zmpsl.norms import tensor_norm, too_large
 from zmpsl.plan import Activation, Plan, held_by_nodes, micro_samples, node_name, owner_name
+from zmpsl.pool.aside import AsideFiles
 from zmpsl.pool.budget import Limits, Watch, limits_here
+from zmpsl.pool.spill import SpillStats
 from zmpsl.roles.actions import Action, Connect, Say, Send
 from zmpsl.roles.member import NOT_FINITE, Member
 from zmpsl.roles.profiling import profiled
@@ -31,6 +34,7 @@ class ComputeNode(Member):
 
     role = "compute"
     _limits: Limits | None = None
+    _more_room = False
 
     def limits(self) -> Limits:
         """Tells what host and cgroup allow, and what we took before we held any part: once measured, it stays so."""
@@ -38,8 +42,17 @@ class ComputeNode(Member):
         return self._limits
 
     def has_room(self, task: Task) -> bool:
-        """False for a forward of an owner that must wait until another one has closed."""
-        return task.op is not Op.FORWARD or self.engine.has_room(task)
+        """False for an owner that must wait until another one has closed, or that is set aside."""
+        return task.op is Op.EVALUATE or self.engine.has_room(task)
+
+    def more_room(self) -> bool:
+        """True once after an owner was set aside or may come back."""
+        more, self._more_room = self._more_room, False
+        return more
+
+    def set_aside(self) -> SpillStats:
+        """Tells what setting owners aside has cost."""
+        return self.engine.aside_stats if hasattr(self, "engine") else SpillStats()
 
     def accepts(self, op: Op) -> int | None:
         """Forward, evaluate and close come from upstream, backward from downstream."""
@@ -83,6 +96,7 @@ class ComputeNode(Member):
         # What an earlier plan built goes first: there may be no room for both.
         vars(self).pop("engine", None)
         self.engine = self._build(plan)
+        self._asides: set[int] = set()  # who was set aside in this round
         if plan.start_round:
             self._load(plan)
         self.engine.begin(plan.start_round)
@@ -98,7 +112,37 @@ class ComputeNode(Member):
     def handle(self, task: Task) -> Iterator[Action]:
         """Forward, backward, update, evaluate, close."""
         yield from self._work(task)
+        yield from self.idle()
         self._watch.look()
+
+    def wants_work(self) -> bool:
+        """True when an owner that was set aside is to be told to the manager."""
+        return hasattr(self, "engine") and bool(self.engine.came)
+
+    def idle(self) -> Iterator[Action]:
+        """Tells it."""
+        while self.engine.came:
+            yield self._aside(self.engine.came.pop(0), "came")
+
+    def turns(self, message: SetAside | TakeUp) -> Iterator[Action]:
+        """An owner gives up its place, or has it again."""
+        owner = message.owner
+        self._more_room = True
+        self._asides.add(owner)
+        if isinstance(message, TakeUp):
+            self.engine.take_up(owner)
+            return
+        try:
+            kept = self.engine.set_aside(owner)
+        except CheckpointError as error:
+            yield self._aside(owner, "failed", str(error)[:3900])
+        else:
+            yield self._aside(owner, "kept" if kept else "closed")
+        self._watch.look()
+
+    def _aside(self, owner: int, state: Literal["kept", "failed", "came", "closed"], text: str = "") -> Action:
+        version = 0 if self.plan is None else self.plan.version
+        return Say(Aside(plan=version, round=self.round, owner=owner, state=state, text=text))
 
     def _work(self, task: Task) -> Iterator[Action]:
         match task.op:
@@ -174,6 +218,8 @@ class ComputeNode(Member):
             yield Send(node_name(self.hop + 1), task.reply(Op.CLOSE, None))
         with self.meter.measure("A", task):
             complete = self.engine.close(task)
+        if task.owner in self._asides:
+            yield self._aside(task.owner, "closed")
         if not complete:
             return
         base = self.engine.base
@@ -188,10 +234,12 @@ class ComputeNode(Member):
         # An owner may hear of the next round, and send, before we hear of it: be ready at once.
         self.meter.restart()
         self.round += 1
+        self._asides.clear()
         self.engine.begin(self.round)
 
     def _build(self, plan: Plan) -> ComputeEngine:
-        return ComputeEngine(plan, self.part, self.keep_states(plan, plan.active, [self.part]))
+        files = AsideFiles(self.folder, self.place)
+        return ComputeEngine(plan, self.part, self.keep_states(plan, plan.active, [self.part]), files)
 
     def _load(self, plan: Plan) -> None:
         if self.folder is None:

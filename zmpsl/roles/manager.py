@@ -21,6 +21,7 @@ from zmpsl.job.network import Network
 from zmpsl.job.schema import Job
 from zmpsl.messages import (
     Accuse,
+    Aside,
     Begin,
     Broken,
     Committed,
@@ -28,7 +29,6 @@ from zmpsl.messages import (
     Evaluate,
     Evaluated,
     Finish,
-    FromManager,
     Join,
     Leave,
     MaskKeys,
@@ -50,15 +50,15 @@ from zmpsl.messages import (
 from zmpsl.plan import Plan
 from zmpsl.roles.actions import Action, Tell
 from zmpsl.roles.manager_state import Phase
-from zmpsl.roles.publishing import Publishing
 from zmpsl.roles.roster import Seat, check_said
+from zmpsl.roles.yielding import Yielding
 
 __all__ = ["Manager"]
 
 PING_EVERY_S = 0.5
 
 
-class Manager(Publishing):
+class Manager(Yielding):
     """Places roles, plans, and commits rounds."""
 
     # -- what a driver calls ------------------------------------------------------------------------------------------
@@ -91,6 +91,7 @@ class Manager(Publishing):
             for seat in self.roster:
                 yield Tell(seat.identity, Ping())
             yield from self._fill_the_chain(now)
+            yield from self._give_places(now)
         yield from self._look_around(now)
         if self.job is not None:
             yield from self._keep_time(self.job, now)
@@ -174,7 +175,7 @@ class Manager(Publishing):
                 seat.paused = max(seat.paused, message.plan)
                 yield from self._maybe_describe()
                 yield from self._maybe_replan()
-            case Progress() | Trained() | Prepared() | Evaluated() | Broken():
+            case Progress() | Trained() | Prepared() | Evaluated() | Broken() | Aside():
                 plan = self.plan
                 if plan is not None and message.plan == plan.version and self.phase is not Phase.RECOVERING:
                     yield from self._hear_of_round(seat, message)
@@ -190,8 +191,11 @@ class Manager(Publishing):
                     self.board.progress(seat.place, message)
             case Trained():
                 self.board.trained(seat.place, message)
-                yield from self._tell_owners(self._training.done(seat.place), Begin(round=self.round))
+                yield from self._has_trained(seat.place)
                 yield from self._arrived(seat.place, Phase.TRAINING, message.round)
+            case Aside():
+                if message.round == self.round:
+                    yield from self._hear_aside(seat.place, message)
             case Prepared():
                 self._digests.update(message.digests)
                 self.board.prepared(seat.place, message)
@@ -298,17 +302,8 @@ class Manager(Publishing):
         self._digests = {}
         self._standstill.restart()
         self.board.begin(self.round)
+        self._asides.restart()
         yield from self._tell_owners(self._training.start(self.round), Begin(round=self.round), all_others=True)
-
-    def _fill_the_chain(self, now: float) -> Iterator[Action]:
-        """Lets more owners in while the busiest node has to wait for them."""
-        training = self._training
-        if self.phase is not Phase.TRAINING or training.limit == training.most or not training.waiting:
-            self._filling.restart()
-        elif self._filling.waits(now, *self.board.work, training.limit):
-            before, begin = training.limit, training.widen()
-            self.board.notice(f"the busiest node has to wait: {training.limit} owners train at a time, not {before}")
-            yield from self._tell_owners(begin, Begin(round=self.round))
 
     def _arrived(self, place: str, phase: Phase, round_: int) -> Iterator[Action]:
         if phase is not self.phase or round_ != self.round:
@@ -363,8 +358,3 @@ class Manager(Publishing):
         self.board.forget_scores()
         self._standstill.restart()
         yield from self._tell_owners(self._evaluating.start(self.round), Evaluate(round=self.round))
-
-    def _tell_owners(self, turn: list[str], message: FromManager, *, all_others: bool = False) -> Iterator[Action]:
-        for seat in self.roster:
-            if seat.place in turn or (all_others and seat.planned and seat.join.role != "owner"):
-                yield Tell(seat.identity, message)

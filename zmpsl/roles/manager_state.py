@@ -13,6 +13,7 @@ from zmpsl.messages import Described, Finish, FromManager
 from zmpsl.plan import Block, Plan
 from zmpsl.roles.actions import Action, Stop, Tell
 from zmpsl.roles.admission import Admission, Filling
+from zmpsl.roles.asides import Asides, Stalls
 from zmpsl.roles.planning import CutPlanning
 from zmpsl.roles.recovery import Recovery
 from zmpsl.roles.roster import Roster
@@ -75,6 +76,8 @@ class ManagerState(ABC):
         self._cutting: CutPlanning | None = None
         self._training, self._evaluating = Admission(), Admission()
         self._filling = Filling()
+        self._asides, self._stalls = Asides(), Stalls()
+        self._kept_time_at = 0.0
         self._standstill = Standstill()
         if self.folder is not None:
             self.board.log_to(self.folder)

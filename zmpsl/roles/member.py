@@ -26,7 +26,6 @@ from zmpsl.messages import (
     Finish,
     FromManager,
     Join,
-    LinkStats,
     MaskKeys,
     Measure,
     Pause,
@@ -35,6 +34,8 @@ from zmpsl.messages import (
     Progress,
     Publish,
     Refused,
+    SetAside,
+    TakeUp,
     Trouble,
     Welcome,
 )
@@ -44,6 +45,7 @@ from zmpsl.pool.spill import KeptStates, SpillStats
 from zmpsl.roles.actions import Action, Disconnect, Say, Stop
 from zmpsl.roles.meter import Meter
 from zmpsl.roles.pacing import pace_of
+from zmpsl.stats import LinkStats
 from zmpsl.transport.mask import KnownMask
 from zmpsl.transport.task import Op, Task
 
@@ -81,7 +83,7 @@ class Member:
         self.place = place
         self.runs = runs
         self._kept: KeptStates | None = None
-        self.meter = Meter(lambda: self.traffic(), lambda: self.links(), self._spilled)
+        self.meter = Meter(lambda: self.traffic(), lambda: self.links(), self._spilled, self.set_aside)
         self.plan: Plan | None = None
         self.round = 0
         self._told_at = 0.0
@@ -143,6 +145,8 @@ class Member:
                 yield from self._pause(message.plan)
             case MaskKeys() if self.plan is not None and message.plan == self.plan.version:
                 self.agree(message)
+            case SetAside() | TakeUp() if self.plan is not None and message.round == self.round:
+                yield from self.turns(message)
             case Begin():
                 yield from self.begin(message.round)
             case Evaluate():
@@ -222,8 +226,12 @@ class Member:
         raise NotImplementedError
 
     def has_room(self, task: Task) -> bool:
-        """Tells whether there is memory to handle a task now; else it waits until a CLOSE has been handled."""
+        """Tells whether there is memory to handle a task now; else it waits until there may be."""
         return True
+
+    def more_room(self) -> bool:
+        """Tells, once, that there may be room by now for what there was none for."""
+        return False
 
     def limits(self) -> Limits:
         """Tells how much memory this role may use; only compute nodes are asked."""
@@ -251,6 +259,10 @@ class Member:
     def handed_in(self, version: int) -> int:
         """Tells the last round for which parts were handed in under that plan, -1 for none."""
         return -1
+
+    def turns(self, message: SetAside | TakeUp) -> Iterator[Action]:
+        """An owner gives up its place, or has it again; only compute nodes are told."""
+        yield from ()
 
     def begin(self, round_: int) -> Iterator[Action]:
         """Starts to train a round."""
@@ -293,6 +305,10 @@ class Member:
     def folder(self) -> Path | None:
         """The run's folder on this host."""
         return None if self.runs is None or self.plan is None else self.runs / self.plan.run
+
+    def set_aside(self) -> SpillStats:
+        """Tells what setting owners aside has cost since the plan; only compute nodes do."""
+        return SpillStats()
 
     def _spilled(self) -> SpillStats:
         return SpillStats() if self._kept is None else self._kept.stats

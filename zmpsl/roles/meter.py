@@ -7,10 +7,10 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from zmpsl.messages import LinkStats, Stats
 from zmpsl.observe.timeline import Recorder
 from zmpsl.pool.spill import SpillStats
 from zmpsl.roles.pacing import Pace
+from zmpsl.stats import LinkStats, Stats
 from zmpsl.transport.task import Task
 
 __all__ = ["Meter"]
@@ -25,6 +25,7 @@ class Meter:
         traffic: Gives bytes sent, bytes received and messages rejected since the start.
         links: Gives what was sent on each kind of link since the start.
         spilled: Gives what keeping optimiser states has cost since the plan.
+        set_aside: Gives what setting owners aside has.
 
     Attributes:
         pace: How long work shall take, where a device is imitated; None where it takes what it takes.
@@ -37,12 +38,15 @@ class Meter:
         traffic: Callable[[], tuple[int, int, int]],
         links: Callable[[], dict[str, LinkStats]] = dict,
         spilled: Callable[[], SpillStats] = SpillStats,
+        set_aside: Callable[[], SpillStats] = SpillStats,
     ) -> None:
         self._traffic = traffic
         self._links = links
         self._links_before: dict[str, LinkStats] = {}
         self._spilled = spilled
         self._spilled_before = SpillStats()
+        self._set_aside = set_aside
+        self._set_aside_before = SpillStats()
         self._recorder: Recorder | None = None
         self._seconds: dict[str, float] = {}
         self._tasks = 0
@@ -88,6 +92,7 @@ class Meter:
             received_bytes=received,
             rejected=rejected,
             spill=self._spilled().plus(self._spilled_before, -1),
+            aside=self._set_aside().plus(self._set_aside_before, -1),
             links={
                 name: link.plus(self._links_before.get(name, LinkStats()), -1) for name, link in self._links().items()
             },
@@ -99,6 +104,7 @@ class Meter:
         self._before = self._traffic()
         self._links_before = self._links()
         self._spilled_before = self._spilled()
+        self._set_aside_before = self._set_aside()
         self._since = time.perf_counter()
         if self._recorder is not None:
             self._recorder.flush()

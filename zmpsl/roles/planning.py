@@ -19,7 +19,7 @@ import msgspec
 from zmpsl.errors import JobError, LocalProtocolError, RemoteProtocolError
 from zmpsl.job.fewer import with_nodes
 from zmpsl.job.schema import Job
-from zmpsl.messages import Measure, Profiled, Stats, Welcome
+from zmpsl.messages import Measure, Profiled, Welcome
 from zmpsl.plan import AGGREGATOR, Block, check_cuts, fingerprint, micro_samples, node_name, owner_name
 from zmpsl.planner.learned import Learned, learn
 from zmpsl.planner.measured import Measured, MeasuredNode, link_of, problem_of
@@ -34,6 +34,7 @@ from zmpsl.roles.actions import Action, Tell
 from zmpsl.roles.admission import rooms_of
 from zmpsl.roles.learning import Kept, with_links
 from zmpsl.roles.roster import Roster, Seat
+from zmpsl.stats import Stats
 
 __all__ = ["CutPlanning", "measured_of"]
 

@@ -29,6 +29,7 @@ from zmpsl.plan import (
 from zmpsl.planner.pieces import with_pieces
 from zmpsl.roles.actions import Action, Tell
 from zmpsl.roles.admission import Places
+from zmpsl.roles.asides import Asides, Stalls
 from zmpsl.roles.manager_state import Phase
 from zmpsl.roles.planning import CutPlanning
 from zmpsl.roles.recovering import Recovering
@@ -128,6 +129,8 @@ class Publishing(Recovering):
             recompute=tuple(memory.recompute for memory in places.parts),
             kept=self.record.kept if start and self.record is not None and job.optimizer.keeps else {},
         )
+        self._asides = Asides(peer.name for peer in plan.nodes)
+        self._stalls = Stalls(job.recover.stalled_s if plan.may_set_aside else "never", job.owners)
         self._store(plan)
         self.board.planned(plan)
         if job.emulate.owners or job.emulate.nodes:

@@ -11,6 +11,7 @@ from zmpsl.job.schema import Job
 from zmpsl.messages import Join, Pause, Ping, Refused, Welcome
 from zmpsl.plan import AGGREGATOR, check_cuts, node_name
 from zmpsl.roles.actions import Action, Tell
+from zmpsl.roles.asides import Stage
 from zmpsl.roles.manager_state import ManagerState, Phase
 from zmpsl.roles.roster import NEW, Seat, listed
 
@@ -91,7 +92,11 @@ class Recovering(ManagerState):
         if limit is None or self.phase is not Phase.TRAINING:
             self._begun.clear()
             return
-        self._begun = {place: self._begun.get(place, now) for place in self._training.flying}
+        # Who has given up its place must still come back in time; that it waits for one is not its fault.
+        queued, passed = self._asides.at(Stage.QUEUED), now - self._kept_time_at
+        busy = self._training.flying | self._asides.at(Stage.AWAY) | queued
+        self._begun = {place: self._begun.get(place, now) + (passed if place in queued else 0.0) for place in busy}
+        self._kept_time_at = now
         late = frozenset(place for place, begun in self._begun.items() if now - begun > limit)
         if not late:
             return

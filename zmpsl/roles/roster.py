@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from zmpsl import __version__
 from zmpsl.errors import JoinError, RemoteProtocolError
 from zmpsl.job.schema import Job
-from zmpsl.messages import PROTOCOL, Accuse, Described, Evaluated, Join, Prepared, Profiled, ToManager, Trained
+from zmpsl.messages import PROTOCOL, Accuse, Aside, Described, Evaluated, Join, Prepared, Profiled, ToManager, Trained
 from zmpsl.plan import AGGREGATOR, Peer, node_name, owner_name
 
 __all__ = ["NEW", "Roster", "Seat", "check_said", "listed", "places_of"]
@@ -48,6 +48,7 @@ def check_said(seat: Seat, message: ToManager) -> None:
         Evaluated: role == "owner",
         Prepared: role != "owner" and isinstance(message, Prepared) and set(message.digests) == {place},
         Accuse: role != "owner",
+        Aside: role == "compute",
     }.get(type(message), True)
     if not right:
         raise RemoteProtocolError(f"{place} says {type(message).__name__}, which is not its to say")

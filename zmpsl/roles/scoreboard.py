@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from zmpsl.messages import Evaluated, LinkStats, Prepared, Progress, Stats, Trained
+from zmpsl.messages import Evaluated, Prepared, Progress, Trained
 from zmpsl.observe.events import (
     CommitEvent,
     EndEvent,
@@ -24,6 +24,7 @@ from zmpsl.observe.events import (
 from zmpsl.plan import Plan
 from zmpsl.planner.predict import Prediction
 from zmpsl.pool.spill import SpillStats
+from zmpsl.stats import LinkStats, Stats
 
 __all__ = ["Scoreboard"]
 
@@ -141,6 +142,11 @@ class Scoreboard:
             )
         )
 
+    def batches_of(self, place: str) -> int:
+        """Batches that an owner has trained in this round, as far as it told."""
+        told = self._owners.get(place)
+        return 0 if told is None else told.batches
+
     @property
     def finals(self) -> dict[str, Stats]:
         """What every member did in the round that has ended, by place."""
@@ -173,6 +179,7 @@ class Scoreboard:
                 predicted_busy_s=self.expected.busy_s if self.expected is not None else {},
                 links=_links(self._finals),
                 spill={place: stats.spill for place, stats in self._finals.items() if stats.spill != SpillStats()},
+                aside={place: stats.aside for place, stats in self._finals.items() if stats.aside != SpillStats()},
             )
         )
         self._emit(CommitEvent(time=now, round=round_, digests=digests))

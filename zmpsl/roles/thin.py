@@ -21,6 +21,7 @@ from zmpsl.messages import Ready
 from zmpsl.plan import Activation, Plan
 from zmpsl.pool.account import part_memory
 from zmpsl.pool.pool import ReplicaPool
+from zmpsl.pool.spill import SpillStats
 from zmpsl.roles.actions import Action, Connect, Say
 from zmpsl.roles.compute import ComputeNode
 from zmpsl.roles.owner import DataOwner
@@ -68,7 +69,7 @@ class ThinEngine(ComputeEngine):
         memory = part_memory(plan.job, plan.blocks, plan.bounds, plan.footprints, part)
         self.pool = ReplicaPool(memory, None, self._owners, plan.nodes[part - 1].name)
         self.base = _Hollow()  # type: ignore[assignment]
-        self._samples, self._closed = {}, set()
+        self._samples, self._closed, self.came = {}, set(), []
         self._forms = [entering(plan, each) for each in (part, part + 1)]
 
     def begin(self, round_: int) -> None:
@@ -78,6 +79,10 @@ class ThinEngine(ComputeEngine):
 
     def has_room(self, task: Task) -> bool:
         return True
+
+    @property
+    def aside_stats(self) -> SpillStats:
+        return SpillStats()
 
     def known_mask(self, task: Task) -> None:
         return None
