@@ -38,7 +38,7 @@ LAYERS = [
         *("zmpsl.transport.link", "zmpsl.transport.control", "zmpsl.transport.shaping", "zmpsl.codec_trial"),
         "zmpsl.slow_link",
     ],
-    ["zmpsl.link_trial", "zmpsl.message_trial"],
+    ["zmpsl.link_trial", "zmpsl.message_trial", "zmpsl.store_trial"],
     ["zmpsl.data", "zmpsl.engine", "zmpsl.observe", "zmpsl.checkpoint", "zmpsl.planner"],
     ["zmpsl.roles"],
     ["zmpsl.station", "zmpsl.life", "zmpsl.link_watch"],
