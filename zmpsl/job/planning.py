@@ -56,6 +56,16 @@ class Planning(Settings, frozen=True, forbid_unknown_fields=True, kw_only=True):
             )
         ),
     ] = False
+    cut_again: Annotated[
+        bool,
+        Meta(
+            description=(
+                "auto: cut anew between rounds when links, as measured while training, make other cuts faster by a"
+                " tenth; every role must be able to read all part files of the last checkpoint; not with"
+                " `optimizer.state: keep`. Without, it is only said"
+            )
+        ),
+    ] = False
     profile: Annotated[
         str | None, Meta(description="file written by `zmpsl profile`, taken for all roles instead of measuring")
     ] = None

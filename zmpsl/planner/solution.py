@@ -77,6 +77,15 @@ class Solution(Struct, frozen=True):
     short: tuple[Shortfall, ...] = ()
 
     @property
+    def words(self) -> str:
+        """Who got what, for people."""
+        pieces = ", ".join(
+            f"{piece.node} blocks {piece.first}-{piece.stop - 1} {1e3 * (piece.forward_s + piece.backward_s):.2f} ms"
+            for piece in self.pieces
+        )
+        return f"cuts solved in {self.seconds:.2f} s from measured blocks; per batch {pieces}"
+
+    @property
     def assignment(self) -> tuple[tuple[str, int, int], ...]:
         """Node, first block and stop block of every piece, in order."""
         return tuple((piece.node, piece.first, piece.stop) for piece in self.pieces)

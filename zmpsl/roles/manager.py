@@ -50,6 +50,7 @@ from zmpsl.messages import (
 from zmpsl.plan import Plan
 from zmpsl.roles.actions import Action, Tell
 from zmpsl.roles.manager_state import Phase
+from zmpsl.roles.planning import CutPlanning
 from zmpsl.roles.roster import Seat, check_said
 from zmpsl.roles.yielding import Yielding
 
@@ -293,8 +294,9 @@ class Manager(Yielding):
             yield from self.finish(0, f"{self.job.train.rounds} rounds committed")
             return
         kept_out = self.recovery.seal.keeps_out
-        if any(not seat.planned and not seat.standby and not kept_out(seat.place) for seat in self.roster):
-            # Who was left out is back.
+        back = any(not seat.planned and not seat.standby and not kept_out(seat.place) for seat in self.roster)
+        if back or self._better is not None:
+            # Who was left out is back, or the model is to be cut elsewhere.
             yield from self._pause_all()
             return
         self.phase = Phase.TRAINING
@@ -351,6 +353,20 @@ class Manager(Yielding):
         cutting = self._cutting if self.board.expected is not None else None
         if cutting is not None and cutting.bounds == plan.bounds and cutting.learn(self.board.finals, self.folder):
             self.board.expected = cutting.expect(self._training.limit)
+            self._weigh(cutting, plan)
+
+    def _weigh(self, cutting: CutPlanning, plan: Plan) -> None:
+        """Says so where other cuts are better by now, and takes them for the next round where the job allows it."""
+        self._weighed.add(plan.bounds)
+        better = cutting.better(self._training.limit)
+        if better is None or better.bounds in self._weighed or self.round + 1 == plan.job.train.rounds:
+            return
+        self._weighed.add(better.bounds)
+        if plan.job.planning.cut_again and self.folder is not None and not plan.job.optimizer.keeps:
+            self._better = better
+            self.board.notice(f"{better}: the next round begins with them (planning.cut_again)")
+        else:
+            self.board.notice(f"{better}; planning.cut_again takes them, where all roles can read the run's folder")
 
     def _evaluate(self, plan: Plan) -> Iterator[Action]:
         self.phase = Phase.EVALUATING

@@ -14,6 +14,7 @@ from zmpsl.plan import Block, Plan
 from zmpsl.roles.actions import Action, Stop, Tell
 from zmpsl.roles.admission import Admission, Filling
 from zmpsl.roles.asides import Asides, Stalls
+from zmpsl.roles.better_cuts import Better
 from zmpsl.roles.planning import CutPlanning
 from zmpsl.roles.recovery import Recovery
 from zmpsl.roles.roster import Roster
@@ -74,6 +75,8 @@ class ManagerState(ABC):
         self._begun: dict[str, float] = {}  # when each owner that trains now was first seen to
         self._follows = resume is not None  # a manager before this one was lost, or the run was interrupted
         self._cutting: CutPlanning | None = None
+        self._better: Better | None = None  # cuts for the next plan
+        self._weighed: set[tuple[int, ...]] = set()  # cuts that were taken or told of: once is enough
         self._training, self._evaluating = Admission(), Admission()
         self._filling = Filling()
         self._asides, self._stalls = Asides(), Stalls()

@@ -32,6 +32,7 @@ from zmpsl.planner.stages import node_types
 from zmpsl.profiles import Profile, cut_profile, read_profile
 from zmpsl.roles.actions import Action, Tell
 from zmpsl.roles.admission import rooms_of
+from zmpsl.roles.better_cuts import Better, better_cuts
 from zmpsl.roles.learning import Kept, with_links
 from zmpsl.roles.roster import Roster, Seat
 from zmpsl.stats import Stats
@@ -177,7 +178,7 @@ class CutPlanning:
             for node in measured.nodes
             if node.name in names
         }
-        self.text = "; ".join(filter(None, (_words(self.solution), self._pieces)))
+        self.text = "; ".join(filter(None, (self.solution.words, self._pieces)))
         if len(pieces) < len(seats):
             self._leave_out(sorted({seat.place for seat in seats} - set(names)), list(names), fixed)
         kept = tuple(nodes[name] for name in names.values())
@@ -316,13 +317,25 @@ class CutPlanning:
             self.bounds = check_cuts(job, len(self.blocks))
             raise
 
-    def expect(self, in_flight: int | None = None) -> Prediction | None:
+    def expect(self, in_flight: int | None = None, bounds: tuple[int, ...] = ()) -> Prediction | None:
         """Predicts a round with at most so many owners at a time; None where nothing is known or can be said."""
         batches = tuple(self.batches.get(owner_name(index), 0) for index in range(self.job.owners))
         if self._measured is None or min(batches) < 1:
             return None
         order = [node.name for node in self._measured.nodes]
-        return predict(self._measured, self.bounds, order, batches, self._hosts, in_flight)
+        return predict(self._measured, bounds or self.bounds, order, batches, self._hosts, in_flight)
+
+    def better(self, in_flight: int | None = None) -> Better | None:
+        """Finds solved cuts that, as far as is known by now, would make rounds clearly shorter."""
+        if self._measured is None or self.job.cuts != "auto":
+            return None
+        return better_cuts(self._measured, self.bounds, lambda bounds: self.expect(in_flight, bounds))
+
+    def take(self, bounds: tuple[int, ...]) -> None:
+        """Takes other cuts for nodes in their places; what codecs make of other tensors is not known."""
+        self.bounds, self._learned = bounds, self._learned.moved()
+        if self._measured is not None:
+            self._measured = msgspec.structs.replace(self._measured, packing={})
 
     def to_fill(self) -> float:
         """Gives how many owners fill the chain, infinitely many where nothing is known or the cuts are given."""
@@ -379,11 +392,3 @@ def _cut(measured: Measured, solution: Solution) -> tuple[tuple[int, ...], list[
     pieces = solution.pieces
     bounds = (0, pieces[0].first, *(piece.stop for piece in pieces), measured.owner.model_blocks)
     return bounds, [piece.node for piece in pieces]
-
-
-def _words(solution: Solution) -> str:
-    pieces = ", ".join(
-        f"{piece.node} blocks {piece.first}-{piece.stop - 1} {1e3 * (piece.forward_s + piece.backward_s):.2f} ms"
-        for piece in solution.pieces
-    )
-    return f"cuts solved in {solution.seconds:.2f} s from measured blocks; per batch {pieces}"

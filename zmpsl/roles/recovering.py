@@ -171,7 +171,15 @@ class Recovering(ManagerState):
         if self.roster.missing(job) - absent - left_out - self._late:
             return
         if all(seat.paused >= plan.version for seat in self.roster):
-            yield from self._publish(plan.version + 1, plan.blocks, plan.bounds)
+            yield from self._publish(plan.version + 1, plan.blocks, self._bounds(plan.bounds))
+
+    def _bounds(self, bounds: tuple[int, ...]) -> tuple[int, ...]:
+        """Gives the cuts of the next plan: these, or the better ones."""
+        better, self._better = self._better, None
+        if better is None or self._cutting is None:
+            return bounds
+        self._cutting.take(better.bounds)
+        return better.bounds
 
     def _wait(self, job: Job, waited_s: float) -> Iterator[Action]:
         """Somebody is lost: gives the place to a stand-by node after a while, and stops waiting in the end."""
@@ -232,6 +240,7 @@ class Recovering(ManagerState):
         """Cuts the model anew for the compute nodes that are left; their parts come from the checkpoint."""
         if self.plan is None:
             return
+        self._better = None
         fewer = self._with_nodes(job, nodes)
         yield from self._renumber(fewer, nodes)
         bounds = check_cuts(fewer, len(self.plan.blocks))
