@@ -3,8 +3,9 @@
     python bench/faults.py [--quick] [--seed 0] [--kills 10] [--case "kill node-0" ...] [--codec none ...] [--keys]
 
 Every role is killed (SIGKILL) at random moments and at named points inside the commit, stopped (SIGSTOP), cut off by
-TCP resets, in the middle of frames, and silently, with compression on and off. A run must never commit a round whose
-weights are not those of the quiet run, bit for bit. bench/striking.py says what is counted.
+TCP resets, in the middle of frames, and silently, with compression on and off; as root also over a line between two
+network namespaces that loses packets or falls silent. A run must never commit a round whose weights are not, bit for
+bit, those of the quiet run. bench/striking.py says what is counted.
 """
 
 from __future__ import annotations
@@ -34,14 +35,16 @@ from striking import (
     silence,
     slow,
     stops,
+    waits,
 )
+from two_hosts import Line, TwoHosts, Weather, silences, why_not
 
 from zmpsl.job import Job, parse_job
 
 CODECS = ("none", "lossless")
 ROLES = ("node-0", "node-1", "owner-1", "aggregator", "manager")
 # What takes a minute each, and has little to do with codecs: only with the first one, unless asked for.
-LONG = ("stop 30 s", "silent 60 s")
+LONG = ("stop 30 s", "silent 60 s", "line silent 60 s")
 HEAD = (
     "fault", "codec", "n", "noticed after s, median (max)", "notice to commit s, median (max)",
     "healed to commit s (max)", "s lost per fault", "longest stall s", "same weights",
@@ -91,6 +94,18 @@ def cases(rng: random.Random, quick: bool, keys: bool = False, n: int = 20) -> d
     return {name: blows for name, blows in found.items() if blows}
 
 
+def lines(quick: bool) -> dict[str, tuple[Weather, list[Blow]]]:
+    """Runs of which node-1 and owner-1 are at the far end of a line: its weather, and the blows."""
+    times = 1 if quick else 3
+    losses = {
+        f"{100 * loss:g} % of packets lost": (Weather(loss, 0.01, 0.005), [waits(2 if quick else 15)])
+        for loss in (0.01, 0.05)
+    }
+    silent = {f"line silent {s} s": (Weather(delay_s=0.005), [silences(s)] * times) for s in (1, 5)}
+    one_way = {"line silent 5 s one way": (Weather(delay_s=0.005), [silences(5, True)] * times)}
+    return losses | silent | one_way | ({} if quick else {"line silent 60 s": (Weather(delay_s=0.005), [silences(60)])})
+
+
 def spread(values: Sequence[float]) -> str:
     """Median and maximum."""
     ordered = sorted(values)
@@ -127,12 +142,16 @@ def main(quick: bool, kills_each: int, chosen: tuple[str, ...], codecs: tuple[st
             key_folder = runs / f"keys-{codec}" if keys else None
             if key_folder is not None:
                 make_keys(key_folder, job)
-            for name, blows in cases(random.Random(seed), quick, keys, kills_each).items():
+            far = {} if why_not() else lines(quick)
+            near = cases(random.Random(seed), quick, keys, kills_each)
+            for name, blows in [*near.items(), *((name, blows) for name, (_, blows) in far.items())]:
                 if chosen and not any(each in name for each in chosen):
                     continue
                 if codec != codecs[0] and name in LONG and not chosen:
                     continue
-                site = Site(job, key_folder)
+                site = (
+                    TwoHosts(job, Line(far[name][0], seed), keys=key_folder) if name in far else Site(job, key_folder)
+                )
                 try:
                     run_name = f"{re.sub('[^a-z0-9]+', '-', name)}-{codec}"
                     outcome = disturbed(site, runs, run_name, blows, wanted, random.Random(seed))

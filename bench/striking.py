@@ -28,7 +28,7 @@ from zmpsl.observe.events import CommitEvent, Event, NoticeEvent, PlanEvent, rea
 
 __all__ = [
     "Blow", "Outcome", "cuts", "dies", "disturbed", "drowsy", "flips", "kills", "quiet_run", "resets", "silence",
-    "slow", "stops",
+    "slow", "stops", "waits",
 ]  # fmt: skip
 
 PATIENCE_S = 100.0
@@ -210,6 +210,15 @@ def flips(every_bytes: int, seconds: float, ways: Sequence[str] = (), bits: int 
         field.over.wait(seconds)
         for harm in harms:
             harm.flip_every = 0
+
+    return Blow(strike, seconds)
+
+
+def waits(seconds: float) -> Blow:
+    """Nothing, for so long: but what the links do anyway."""
+
+    def strike(field: Field) -> None:
+        field.over.wait(seconds)
 
     return Blow(strike, seconds)
 

@@ -9,6 +9,7 @@
 #define ZC_ISA_SYMBOL zc_avx2
 #include "kernels/compact_avx2.h"
 #include "kernels/blocks_avx2.h"
+#include "kernels/planes_avx2.h"
 #include "kernels/all.h"
 #if defined(__clang__)
 #pragma clang attribute pop

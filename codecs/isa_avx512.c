@@ -11,6 +11,7 @@
 #define ZC_ISA_SYMBOL zc_avx512
 #include "kernels/compact_avx512.h"
 #include "kernels/blocks_avx512.h"
+#include "kernels/planes_avx512.h"
 #include "kernels/all.h"
 #if defined(__clang__)
 #pragma clang attribute pop

@@ -7,12 +7,12 @@ from types import ModuleType
 
 import numpy as np
 import pytest
-from codec_samples import STEP, bell, canonical, samples
+from codec_samples import STEP, bell, canonical, related, samples
 
 from zmpsl import codec_twins
 from zmpsl.codec_kernels import Kernels, gather
 
-__all__ = ["ALL", "NATIVE", "STEP", "TWIN", "bell", "canonical", "decode", "encode", "native", "samples"]
+__all__ = ["ALL", "NATIVE", "STEP", "TWIN", "bell", "canonical", "decode", "encode", "native", "related", "samples"]
 
 TWIN = gather(codec_twins)
 

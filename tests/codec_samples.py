@@ -43,6 +43,21 @@ def samples(n: int) -> dict[str, np.ndarray]:
     }
 
 
+def related(n: int) -> dict[str, np.ndarray]:
+    """What has its signs from its neighbours, before it or a row above; and what nearly has."""
+    x, at = np.abs(bell(n)), np.arange(n)
+    runs = np.where(at // 23 % 2, -x, x)
+    rows = np.where((noise(n + 32, 7)[at % 32] & 1) ^ (noise(n, 8) % 10 == 0), -x, x)
+    return {
+        "runs": runs,
+        "rows": rows,
+        "runs with zeros": np.where(noise(n, 9) % 3 == 0, np.float32(0), runs),
+        "negative": -x,
+        "far apart": runs * np.where(noise(n, 10) % 2, np.float32(2.0**-70), np.float32(2.0**70)),
+        "runs of few": np.where(at // 23 % 2, np.float32(-1.5), np.float32(3)),
+    }
+
+
 def canonical(values: np.ndarray) -> bytes:
     """The sign and payload of a computed NaN differ between machines."""
     return np.where(np.isnan(values), np.float32(np.nan), values).tobytes()
@@ -58,4 +73,16 @@ GOLDEN = {
     "huff": "9e709eede5995dd8",
     "bf16_huff": "9f385e58cc107920",
     "qz": "ddd54cb6fdb9c737",
+}
+
+# The same of `related(70001)`.
+GOLDEN_RELATED = {
+    "bf16": "254109104aeb1636",
+    "int8": "688f89d5e2266ebb",
+    "int4": "dd17c39d4c0a3249",
+    "bitmap": "c9c915d9529e9a4c",
+    "bytes": "c0e82035a11d2546",
+    "huff": "2ce4112d7fa4b33a",
+    "bf16_huff": "50809daa64463f1d",
+    "qz": "0797d05d5a8b9f4a",
 }

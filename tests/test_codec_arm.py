@@ -18,12 +18,13 @@ import shlex
 import shutil
 import struct
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import pytest
-from codec_samples import GOLDEN, STEP, canonical, samples
+from codec_samples import GOLDEN, GOLDEN_RELATED, STEP, canonical, related, samples
 
 from zmpsl import codec_twins
 from zmpsl.codec_kernels import NAMES, gather
@@ -84,9 +85,12 @@ def folder(machine: Machine, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp(machine.name)
 
 
-def test_golden_digests_and_decoded_values(machine: Machine, folder: Path) -> None:
+@pytest.mark.parametrize(("make", "golden"), [(samples, GOLDEN), (related, GOLDEN_RELATED)])
+def test_golden_digests_and_decoded_values(
+    machine: Machine, folder: Path, make: Callable[[int], dict[str, np.ndarray]], golden: dict[str, str]
+) -> None:
     program = built(machine, "golden", folder)
-    tensors = list(samples(SIZE).values())
+    tensors = list(make(SIZE).values())
     given = b"".join(struct.pack("<I", SIZE) + values.tobytes() for values in tensors)
     twin = gather(codec_twins)
     for isa in machine.sets:
@@ -105,7 +109,7 @@ def test_golden_digests_and_decoded_values(machine: Machine, folder: Path) -> No
                 twin.formats[name].decode_into(encoding, expected)
                 assert canonical(np.frombuffer(decoded, np.float32)) == canonical(expected), (isa, name)
         assert not data
-        assert {name: digest.hexdigest() for name, digest in digests.items()} == GOLDEN, isa
+        assert {name: digest.hexdigest() for name, digest in digests.items()} == golden, isa
 
 
 def test_mutated_encodings_meet_the_same_verdicts(machine: Machine, folder: Path, tmp_path: Path) -> None:

@@ -11,8 +11,8 @@ import threading
 
 import numpy as np
 import pytest
-from codec_cases import ALL, NATIVE, TWIN, bell, canonical, decode, encode, samples
-from codec_samples import GOLDEN
+from codec_cases import ALL, NATIVE, TWIN, bell, canonical, decode, encode, related, samples
+from codec_samples import GOLDEN, GOLDEN_RELATED, noise
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -39,7 +39,7 @@ class TestSameBytes:
     def test_c_and_twin_agree(self, n: int) -> None:
         if not NATIVE:
             pytest.skip("the C kernels are not built")
-        for (kind, values), name in itertools.product(samples(n).items(), NAMES):
+        for (kind, values), name in itertools.product({**samples(n), **related(n)}.items(), NAMES):
             expected = encode(TWIN, name, values)
             result = canonical(decode(TWIN, name, expected, n))
             for kernels in NATIVE:
@@ -126,13 +126,17 @@ def test_golden(kernels: Kernels, name: str) -> None:
     for values in samples(70001).values():
         digest.update(encode(kernels, name, values))
     assert digest.hexdigest() == GOLDEN[name]
+    digest = hashlib.blake2b(digest_size=8)
+    for values in related(70001).values():
+        digest.update(encode(kernels, name, values))
+    assert digest.hexdigest() == GOLDEN_RELATED[name]
 
 
 class TestRoundTrips:
     @pytest.mark.parametrize("name", EXACT)
     @pytest.mark.parametrize("n", [0, 1, 7, 64, 257, 70001])
     def test_lossless_is_bit_for_bit(self, kernels: Kernels, name: str, n: int) -> None:
-        for values in samples(n).values():
+        for values in (*samples(n).values(), *related(n).values()):
             assert decode(kernels, name, encode(kernels, name, values), n).tobytes() == values.tobytes()
 
     @pytest.mark.parametrize("name", ["bf16", "bf16_huff"])
@@ -191,6 +195,42 @@ class TestRoundTrips:
         sizes = {name: values.nbytes / len(encode(kernels, name, values, 0.05)) for name in FLOATS}
         least = {"bf16": 2, "int8": 3.87, "int4": 7.1, "bitmap": 1.8, "huff": 2.2, "bf16_huff": 5.5, "qz": 8.5}
         assert {name: sizes[name] for name in least if sizes[name] < least[name]} == {}
+
+
+class TestSigns:
+    """Signs go with the exponents where neighbours have one sign, and only where that is smaller."""
+
+    @pytest.mark.parametrize("name", ["huff", "bf16_huff"])
+    @pytest.mark.parametrize("kind", ["runs", "rows", "runs with zeros", "negative"])
+    def test_signs_of_neighbours_cost_less_than_their_bit(self, kernels: Kernels, name: str, kind: str) -> None:
+        values = related(70001)[kind]
+        kept = int(np.count_nonzero(values))
+        mixed = np.where(noise(values.size, 11) & 1, values, -values)
+        saved = len(encode(kernels, name, mixed)) - len(encode(kernels, name, values))
+        assert saved > kept / 8 * 0.2
+
+    @pytest.mark.parametrize("name", ["huff", "bf16_huff"])
+    def test_a_decoder_takes_any_distance_but_0(self, kernels: Kernels, name: str) -> None:
+        values = related(300)["runs"]
+        encoding = bytearray(encode(kernels, name, values))
+        at = (
+            3 + (600 if name == "huff" else 0) + 300 - 300 // 8 + 1
+        )  # behind the head, lower halves, mantissas and base
+        assert encoding[0] & 4
+        assert int.from_bytes(encoding[at : at + 2], "little") == 1
+        for distance in (1, 2, 63, 64, 65, 127, 128, 299, 300, 301, 65535):
+            encoding[at : at + 2] = distance.to_bytes(2, "little")
+            arrived = decode(kernels, name, bytes(encoding), 300)
+            assert arrived.tobytes() == decode(TWIN, name, bytes(encoding), 300).tobytes()
+            assert (distance == 1) == (np.signbit(arrived) == np.signbit(values)).all()
+        encoding[at : at + 2] = b"\0\0"
+        with pytest.raises(ValueError, match="contradict"):
+            decode(kernels, name, bytes(encoding), 300)
+
+    def test_exponents_too_far_apart_leave_signs_where_they_were(self, kernels: Kernels) -> None:
+        values = related(70001)["far apart"]
+        assert not encode(kernels, "huff", values)[0] & 4
+        assert encode(kernels, "huff", related(70001)["runs"])[0] & 4
 
 
 class TestBuffers:
@@ -267,21 +307,22 @@ def attempt(kernels: Kernels, name: str, encoding: bytes, n: int) -> bytes | Non
 class TestHostileBytes:
     @pytest.mark.parametrize("name", NAMES)
     def test_every_truncation_is_refused(self, kernels: Kernels, name: str) -> None:
-        values = samples(300)["sparse"]
-        encoding = encode(kernels, name, values)
-        for size in range(len(encoding)):
-            with pytest.raises(ValueError, match=r"."):
-                decode(kernels, name, encoding[:size], 300)
-        with pytest.raises(ValueError, match=r"left over"):
-            decode(kernels, name, encoding + b"\0", 300)
+        for values in (samples(300)["sparse"], related(300)["runs"]):
+            encoding = encode(kernels, name, values)
+            for size in range(len(encoding)):
+                with pytest.raises(ValueError, match=r"."):
+                    decode(kernels, name, encoding[:size], 300)
+            with pytest.raises(ValueError, match=r"left over"):
+                decode(kernels, name, encoding + b"\0", 300)
 
     @pytest.mark.parametrize("name", NAMES)
     @FUZZ
     @given(data=st.data())
     def test_mutations_are_refused_or_decoded_alike(self, name: str, data: st.DataObject) -> None:
         n = data.draw(st.integers(0, 700))
-        kind = data.draw(st.sampled_from(["activations", "gradients", "sparse", "odd"]))
-        encoding = bytearray(encode(TWIN, name, samples(n)[kind]))
+        kinds = {**samples(n), **related(n)}
+        kind = data.draw(st.sampled_from(["activations", "gradients", "sparse", "odd", "runs", "runs with zeros"]))
+        encoding = bytearray(encode(TWIN, name, kinds[kind]))
         for _ in range(data.draw(st.integers(1, 4)) if encoding else 0):
             at = data.draw(st.integers(0, min(len(encoding) - 1, data.draw(st.sampled_from([40, 5000])))))
             encoding[at] = data.draw(st.integers(0, 255))

@@ -190,6 +190,27 @@ class TestPredict:
         assert found.round_s - alone.round_s == pytest.approx(more_s, rel=0.02)
         assert found.busy_s == alone.busy_s
 
+    @pytest.mark.parametrize(
+        ("state", "hosts", "store_s"),
+        [
+            ("reset", None, 2 + 0.24 + 2),  # the aggregator's two parts take longest; then index and record
+            ("reset", {"h": ["owner", *ORDER]}, 2 + 3 * 0.24 + 2),
+            ("average", None, 4 + 0.44 + 2),
+        ],
+    )
+    def test_parts_and_record_are_stored(self, state: str, hosts: dict[str, list[str]] | None, store_s: float) -> None:
+        plain = measured("owners=1", f"optimizer.state={state}")
+        one = msgspec.structs.replace(plain.owner, store_s=1.0, store_s_per_byte=0.01)
+        nodes = tuple(msgspec.structs.replace(node, profile=one) for node in plain.nodes)
+        stored = msgspec.structs.replace(plain, owner=one, nodes=nodes)
+        found = predict(stored, self.BOUNDS, self.ORDER, (4,), hosts)
+        assert found.store_s == pytest.approx(store_s)
+        assert found.whole_s == pytest.approx(found.round_s + found.exchange_s + found.average_s + store_s)
+
+    def test_parts_of_owners_go_over_their_links(self) -> None:
+        slow = msgspec.structs.replace(measured("owners=1"), owner_link=NodeLink(2.0, 0.5))
+        assert predict(slow, self.BOUNDS, self.ORDER, (4,)).exchange_s == pytest.approx(2 * (0.5 + 24 / 2))
+
     def test_imitated_owners_take_longer(self) -> None:
         plain, slow = measured("owners=1"), measured("owners=1", "emulate.slow_down={owner-0: 5}")
         assert owners_of(slow, 1).each()[0].first.forward_s == 5 * owners_of(plain, 1).each()[0].first.forward_s

@@ -176,7 +176,7 @@ GOLDEN_TASK = Task(
     np.zeros((3, 5), np.float16),
 )  # fmt: skip
 GOLDEN = bytes.fromhex(
-    "7a50 02 02 00 03 02 00"  # magic "zP", version, op, codec, dtype, dimensions, flags
+    "7a50 03 02 00 03 02 00"  # magic "zP", version, op, codec, dtype, dimensions, flags
     "04030201 14131211 24232221 34333231 44434241"  # plan, owner, round, epoch, batch
     "0201 0403 0605 0000"  # micro, micros, sender, zero
     "5857565554535251 6867666564636261"  # count, credit
@@ -185,7 +185,7 @@ GOLDEN = bytes.fromhex(
     "0300000000000000 0500000000000000"  # dimensions
     "0000000000000000 0000000000000000 0000000000000000 0000000000000000 0000000000000000 0000000000000000"
     "0000000000000000"  # checksum of the chunk
-    "3f1cb32e"  # CRC-32
+    "1d3eed4d"  # CRC-32
 )
 
 
@@ -223,8 +223,8 @@ class TestHostileHeaders:
     @pytest.mark.parametrize(
         ("at", "code", "values", "why"),
         [
-            (0, "2s", (b"ZP",), "magic b'ZP' version 2, expected b'zP' version 2"),
-            (2, "B", (1,), "version 1, expected b'zP' version 2"),
+            (0, "2s", (b"ZP",), "magic b'ZP' version 3, expected b'zP' version 3"),
+            (2, "B", (1,), "version 1, expected b'zP' version 3"),
             (3, "B", (0,), "op 0"),
             (3, "B", (8,), "op 8"),
             (4, "B", (2,), "codec 2"),

@@ -119,6 +119,8 @@ class Profile(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
         step_s: Fixed seconds of one optimiser step, whatever parameters it has.
         add_s_per_byte: Seconds to take one byte of a replica's state into the average.
         mean_s_per_byte: Seconds to make one byte of the mean, and of its digest.
+        store_s: Seconds to store a file of a checkpoint where the device keeps its runs.
+        store_s_per_byte: And of each byte in it.
         slow_down: By how much the device's speed is imitated to be lower; all seconds are to be multiplied by it.
         messages: What a message costs; None where it was not measured.
         blocks: By number in the model.
@@ -141,6 +143,8 @@ class Profile(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     step_s: float
     add_s_per_byte: float = 0.0
     mean_s_per_byte: float = 0.0
+    store_s: float = 0.0
+    store_s_per_byte: float = 0.0
     slow_down: float = 1.0
     messages: MessageCost | None = None
     blocks: dict[int, BlockProfile]
@@ -176,7 +180,8 @@ def check_profile(profile: Profile, where: str) -> None:
     for field in ("batch_size", "threads", "cores", "model_blocks"):
         if getattr(profile, field) < 1:
             raise JobError(f"{where}: {field} is {getattr(profile, field)}; it must be at least 1: {again}")
-    numbers = [(name, getattr(profile, name), -1) for name in ("task_s", "step_s", "add_s_per_byte", "mean_s_per_byte")]
+    names = ("task_s", "step_s", "add_s_per_byte", "mean_s_per_byte", "store_s", "store_s_per_byte")
+    numbers = [(name, getattr(profile, name), -1) for name in names]
     if profile.messages is not None:
         numbers += [(f"messages.{name}", value, -1) for name, value in msgspec.structs.asdict(profile.messages).items()]
     if not (math.isfinite(profile.slow_down) and profile.slow_down > 0):

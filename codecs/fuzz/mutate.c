@@ -41,7 +41,7 @@ static void same_nan(uint8_t *values, size_t n)
     }
 }
 
-/* Values of several kinds: like activations, like gradients, constant, sparse, any bits. */
+/* Values of several kinds: like activations, like gradients, constant, sparse, any bits, signs in runs or in rows. */
 static void fill(uint8_t *values, size_t n, unsigned kind)
 {
     for (size_t i = 0; i < n; i++) {
@@ -51,6 +51,8 @@ static void fill(uint8_t *values, size_t n, unsigned kind)
         uint32_t bits;
         value = kind == 1 && value < 0 ? 0 : kind == 2 ? value * value * value * 1e-5f : kind == 3 ? 0.5f : value;
         value = kind == 4 && noise % 50 ? 0 : value;
+        value = kind == 6 ? (value < 0 ? -value : value) * (i / 23 % 2 ? -1 : 1) : value;
+        value = kind == 7 ? (value < 0 ? -value : value) * (i % 32 * 7 % 13 % 2 ? -1 : 1) : value;
         memcpy(&bits, &value, 4);
         bits = kind == 5 ? noise : bits;
         memcpy(values + 4 * i, &bits, 4);
@@ -90,7 +92,7 @@ static uint64_t one_case(const zc_isa *isa, uint64_t hash, unsigned long counts[
     size_t unit = id == ZC_BYTES ? 1 : 4;
     uint8_t *values = room(4 * n);
     uint8_t *encoding = room(zc_bound(id, n));
-    fill(values, n, draw() % 6);
+    fill(values, n, draw() % 8);
     size_t size = kind == ZC_CODECS ? isa->topk(values, n, (1 + draw() % 1000) * 0.001, encoding)
                                     : isa->encode[id](values, n, 0x1p-4f, encoding);
     hash = digest(hash, encoding, size);

@@ -2,17 +2,18 @@
  *
  * A block is up to ZC_BLOCK values; k is the number of those with any bit set (after rounding, for bf16):
  *
- *     flags u8     1: k = n, there is no bitmap; 2: no value is negative
+ *     flags u8     1: k = n, there is no bitmap; 2: no value is negative; 4: signs go with the exponents
  *     k u16        modulo 65536
  *     low          the lower 16 bits of each, 2k bytes; not for bf16
- *     middle       sign and upper 7 bits of the mantissa, k bytes; without a sign, 8 of them take 7 bytes
- *     exponents    plane of k symbols
+ *     middle       sign and upper 7 bits of the mantissa, k bytes; without signs (2, 4), 8 of them take 7 bytes
+ *     exponents    plane of k symbols; with flag 4 as signs.h says
  *     bitmap       plane of ceil(n / 8) symbols, unless flag 1
  *
- * Exponents of real tensors have 2.6 to 3.3 bits of entropy; mantissas have none to spare. */
-#include "memory.h"
+ * Exponents of real tensors have 2.6 to 3.3 bits of entropy; mantissas have none to spare. Flag 4 never goes with 2; it
+ * is for what it makes smaller by a byte in 64 values at least. */
+#include "signs.h"
 
-enum { FLOATS_DENSE = 1, FLOATS_POSITIVE = 2 };
+enum { FLOATS_DENSE = 1, FLOATS_POSITIVE = 2, FLOATS_SIGNS = 4 };
 
 typedef struct float_work {
     uint32_t tile[ZC_TILE + ZC_BEYOND];
@@ -58,26 +59,27 @@ static inline uint64_t eight_from_seven(uint64_t v)
     return (v & 0x007f007f007f007fu) | (v & 0x3f803f803f803f80u) << 1;
 }
 
-/* Squeezes 8 bytes of 7 bits into 7; bytes beyond the last 8 stay as they are. Stores and loads are 8 bytes wide but
+/* Squeezes the lower 7 bits of 8 bytes into 7 bytes; those of bytes beyond the last 8 stay where they are. Stores and loads are 8 bytes wide but
  * for the last group: the next one follows. */
-static size_t squeeze(const uint8_t *restrict middle, size_t n, uint8_t *restrict dst)
+static void squeeze(const uint8_t *restrict middle, size_t n, uint8_t *restrict dst)
 {
     size_t groups = n / 8;
-    for (size_t i = 0; i + 1 < groups; i++) {
+    for (size_t i = squeeze_wide(middle, n, dst) / 8; i + 1 < groups; i++) {
         zc_store64(dst + 7 * i, seven_from_eight(zc_load64(middle + 8 * i)));
     }
     if (groups > 0) {
         uint64_t last = seven_from_eight(zc_load64(middle + 8 * (groups - 1)));
         memcpy(dst + 7 * (groups - 1), &last, 7);
     }
-    memcpy(dst + 7 * groups, middle + 8 * groups, n % 8);
-    return 7 * groups + n % 8;
+    for (size_t i = 0; i < n % 8; i++) {
+        dst[7 * groups + i] = middle[8 * groups + i] & 0x7f;
+    }
 }
 
 static void unsqueeze(const uint8_t *restrict src, size_t n, uint8_t *restrict middle)
 {
     size_t groups = n / 8;
-    for (size_t i = 0; i + 1 < groups; i++) {
+    for (size_t i = unsqueeze_wide(src, n, middle) / 8; i + 1 < groups; i++) {
         zc_store64(middle + 8 * i, eight_from_seven(zc_load64(src + 7 * i)));
     }
     if (groups > 0) {
@@ -86,6 +88,21 @@ static void unsqueeze(const uint8_t *restrict src, size_t n, uint8_t *restrict m
         zc_store64(middle + 8 * (groups - 1), eight_from_seven(last));
     }
     memcpy(middle + 8 * groups, src + 7 * groups, n % 8);
+}
+
+/* Writes the middle bytes and the exponents, of k values; gives the flag that tells how. */
+static unsigned put_planes(float_work *work, size_t k, int negative, uint8_t **out)
+{
+    size_t squeezed = k - k / 8;
+    size_t size = negative ? signs_encode(work->exponents, work->middle, k, *out + squeezed) : 0;
+    if (negative && size == 0) {
+        memcpy(*out, work->middle, k);
+        *out += k + plane_encode(work->exponents, k, *out + k);
+        return 0;
+    }
+    squeeze(work->middle, k, *out);
+    *out += squeezed + (negative ? size : plane_encode(work->exponents, k, *out + squeezed));
+    return negative ? FLOATS_SIGNS : FLOATS_POSITIVE;
 }
 
 static size_t encode_block(const uint8_t *src, size_t n, int half, uint32_t least, float_work *work, uint8_t *dst)
@@ -111,16 +128,9 @@ static size_t encode_block(const uint8_t *src, size_t n, int half, uint32_t leas
         }
         k += here;
     }
-    dst[0] = (uint8_t)((k == n ? FLOATS_DENSE : 0) | (any & 0x80 ? 0 : FLOATS_POSITIVE));
+    dst[0] = (uint8_t)((k == n ? FLOATS_DENSE : 0) | put_planes(work, k, (any & 0x80) != 0, &out));
     dst[1] = (uint8_t)k;
     dst[2] = (uint8_t)(k >> 8);
-    if (any & 0x80) {
-        memcpy(out, work->middle, k);
-        out += k;
-    } else {
-        out += squeeze(work->middle, k, out);
-    }
-    out += plane_encode(work->exponents, k, out);
     if (k < n) {
         out += plane_encode(work->map, (n + 7) / 8, out);
     }
@@ -130,14 +140,15 @@ static size_t encode_block(const uint8_t *src, size_t n, int half, uint32_t leas
 static void merge(const uint8_t *restrict exponents, const uint8_t *restrict middle, const u16u *restrict low, size_t n,
                   u32u *restrict x)
 {
+    size_t done = merge_wide(exponents, middle, low, n, x);
     if (low == NULL) {
-        for (size_t i = 0; i < n; i++) {
+        for (size_t i = done; i < n; i++) {
             uint32_t m = middle[i];
             x[i] = (m & 0x80) << 24 | (uint32_t)exponents[i] << 23 | (m & 0x7f) << 16;
         }
         return;
     }
-    for (size_t i = 0; i < n; i++) {
+    for (size_t i = done; i < n; i++) {
         uint32_t m = middle[i];
         x[i] = (m & 0x80) << 24 | (uint32_t)exponents[i] << 23 | (m & 0x7f) << 16 | low[i];
     }
@@ -160,11 +171,12 @@ static int read_planes(reader *r, size_t n, int half, float_work *work, float_pl
     size_t k = (size_t)(r->at[1] | r->at[2] << 8);
     r->at += 3;
     int dense = (flags & FLOATS_DENSE) != 0;
-    if (flags > 3 || (dense ? k != (n & 0xffff) : k >= n)) {
+    if (flags > (FLOATS_SIGNS | FLOATS_DENSE) || (dense ? k != (n & 0xffff) : k >= n)) {
         return ZC_COUNT;
     }
     k = dense ? n : k;
-    size_t middle = flags & FLOATS_POSITIVE ? k - k / 8 : k;
+    int squeezed = (flags & (FLOATS_POSITIVE | FLOATS_SIGNS)) != 0;
+    size_t middle = squeezed ? k - k / 8 : k;
     size_t lows = half ? 0 : 2 * k;
     if (left(r) < lows + middle) {
         return ZC_TRUNCATED;
@@ -172,13 +184,14 @@ static int read_planes(reader *r, size_t n, int half, float_work *work, float_pl
     planes->low = half ? NULL : r->at;
     r->at += lows;
     planes->middle = r->at;
-    if (flags & FLOATS_POSITIVE) {
+    if (squeezed) {
         unsqueeze(r->at, k, work->middle);
         planes->middle = work->middle;
     }
     r->at += middle;
     planes->count = k;
-    int status = plane_decode(r, work->exponents, k);
+    int status = flags & FLOATS_SIGNS ? signs_decode(r, work->exponents, work->middle, k)
+                                      : plane_decode(r, work->exponents, k);
     if (status != ZC_OK || dense) {
         return status;
     }

@@ -1,4 +1,7 @@
 /* Reads planes in Huffman's code, from bytes that anybody may have sent; huffman_code.h tells what they look like. */
+#ifndef ZMPSL_HUFFMAN_READ_H
+#define ZMPSL_HUFFMAN_READ_H
+
 #include "huffman_code.h"
 
 enum { LONG_PLANE = 16384 };
@@ -300,3 +303,5 @@ static int plane_decode(reader *r, uint8_t *out, size_t n)
         return ZC_COUNT;
     }
 }
+
+#endif

@@ -1,4 +1,7 @@
 /* Writes planes in Huffman's code; huffman_code.h tells what they look like. */
+#ifndef ZMPSL_HUFFMAN_WRITE_H
+#define ZMPSL_HUFFMAN_WRITE_H
+
 #include "huffman_code.h"
 
 /* Counts each stream's symbols. Equal symbols often follow each other, and an addition must wait for the one before it
@@ -81,63 +84,91 @@ static void write_stream(const uint8_t *restrict s, size_t count, const uint32_t
     finish_stream(w, s + i, count - i, code);
 }
 
-static size_t plane_raw(const uint8_t *s, size_t n, uint8_t *dst)
+/* How a plane is to be written: which mode, and the bytes in all and of each stream. */
+typedef struct plane_plan {
+    int mode;
+    size_t need;
+    size_t head_size;
+    size_t size[HUF_STREAMS];
+    uint8_t length[256];
+    uint8_t head[HUF_HEAD];
+} plane_plan;
+
+/* For n symbols counted by streams. */
+static void plan_plane(uint32_t count[HUF_STREAMS][256], size_t n, plane_plan *plan)
 {
-    dst[0] = PLANE_RAW;
-    memcpy(dst + 1, s, n);
-    return n + 1;
+    uint32_t total[256];
+    uint8_t order[256];
+    unsigned depth[256];
+    for (size_t i = 0; i < 256; i++) {
+        total[i] = count[0][i] + count[1][i] + count[2][i] + count[3][i];
+    }
+    size_t present = sort_symbols(total, order);
+    plan->mode = PLANE_CONSTANT;
+    plan->need = 2;
+    if (present == 1) {
+        return;
+    }
+    tree_depths(total, order, present, depth);
+    limit_depths(depth, present);
+    memset(plan->length, 0, sizeof plan->length);
+    for (size_t i = 0; i < present; i++) {
+        plan->length[order[i]] = (uint8_t)depth[i];
+    }
+    plan->head_size = write_lengths(plan->length, plan->head);
+    plan->mode = PLANE_HUFFMAN;
+    plan->need = 1 + plan->head_size + 2 * HUF_STREAMS;
+    for (size_t j = 0; j < HUF_STREAMS; j++) {
+        size_t bits = 0;
+        for (size_t i = 0; i < 256; i++) {
+            bits += count[j][i] * plan->length[i];
+        }
+        plan->size[j] = (bits + 7) / 8;
+        plan->need += plan->size[j];
+    }
+    if (plan->need > n) {
+        plan->mode = PLANE_RAW;
+        plan->need = n + 1;
+    }
+}
+
+/* Writes what was planned; gives its size. */
+static size_t write_plane(const plane_plan *plan, const uint8_t *s, const quarters *q, uint8_t *dst)
+{
+    uint32_t code[256];
+    dst[0] = (uint8_t)plan->mode;
+    if (plan->mode == PLANE_CONSTANT) {
+        dst[1] = s[0];
+        return plan->need;
+    }
+    if (plan->mode == PLANE_RAW) {
+        memcpy(dst + 1, s, plan->need - 1);
+        return plan->need;
+    }
+    size_t at = 1 + plan->head_size;
+    memcpy(dst + 1, plan->head, plan->head_size);
+    for (size_t j = 0; j < HUF_STREAMS; j++, at += 2) {
+        *(u16u *)(void *)(dst + at) = (uint16_t)plan->size[j];
+    }
+    assign_codes(plan->length, code);
+    for (size_t j = 0; j < HUF_STREAMS; at += plan->size[j], j++) {
+        write_stream(s + q->start[j], q->count[j], code, dst + at);
+    }
+    return plan->need;
 }
 
 /* Writes at most n + 1 bytes. */
 static size_t plane_encode(const uint8_t *s, size_t n, uint8_t *dst)
 {
     uint32_t count[HUF_STREAMS][256];
-    uint32_t total[256];
-    uint8_t order[256];
-    unsigned depth[256];
-    uint8_t length[256] = {0};
-    uint8_t head[HUF_HEAD];
-    size_t size[HUF_STREAMS] = {0};
+    plane_plan plan;
     if (n == 0) {
         return 0;
     }
     quarters q = quarters_of(n);
     histogram(s, &q, count);
-    for (size_t i = 0; i < 256; i++) {
-        total[i] = count[0][i] + count[1][i] + count[2][i] + count[3][i];
-    }
-    size_t present = sort_symbols(total, order);
-    if (present == 1) {
-        dst[0] = PLANE_CONSTANT;
-        dst[1] = s[0];
-        return 2;
-    }
-    tree_depths(total, order, present, depth);
-    limit_depths(depth, present);
-    for (size_t i = 0; i < present; i++) {
-        length[order[i]] = (uint8_t)depth[i];
-    }
-    size_t need = write_lengths(length, head);
-    size_t at = 1 + need;
-    need += 1 + 2 * HUF_STREAMS;
-    for (size_t j = 0; j < HUF_STREAMS; j++) {
-        for (size_t i = 0; i < 256; i++) {
-            size[j] += count[j][i] * length[i];
-        }
-        size[j] = (size[j] + 7) / 8;
-        need += size[j];
-    }
-    if (need > n) {
-        return plane_raw(s, n, dst);
-    }
-    dst[0] = PLANE_HUFFMAN;
-    memcpy(dst + 1, head, at - 1);
-    for (size_t j = 0; j < HUF_STREAMS; j++, at += 2) {
-        *(u16u *)(void *)(dst + at) = (uint16_t)size[j];
-    }
-    assign_codes(length, total); /* the counts are not needed any more */
-    for (size_t j = 0; j < HUF_STREAMS; at += size[j], j++) {
-        write_stream(s + q.start[j], q.count[j], total, dst + at);
-    }
-    return need;
+    plan_plane(count, n, &plan);
+    return write_plane(&plan, s, &q, dst);
 }
+
+#endif

@@ -44,3 +44,38 @@ static inline size_t mean_square_wide(const uint8_t *src, size_t n, double *lane
     (void)src, (void)n, (void)lane;
     return 0;
 }
+
+/* The lower 7 bits of each byte together, 8 of them in 7; groups of 8, with 8 more values behind them at least. */
+static inline size_t squeeze_wide(const uint8_t *middle, size_t n, uint8_t *dst)
+{
+    (void)middle, (void)n, (void)dst;
+    return 0;
+}
+
+/* The reverse, with as many behind them. */
+static inline size_t unsqueeze_wide(const uint8_t *src, size_t n, uint8_t *middle)
+{
+    (void)src, (void)n, (void)middle;
+    return 0;
+}
+
+/* Floats of their exponents, middle bytes and lower halves (NULL: 0). */
+static inline size_t merge_wide(const uint8_t *exponents, const uint8_t *middle, const u16u *low, size_t n, u32u *x)
+{
+    (void)exponents, (void)middle, (void)low, (void)n, (void)x;
+    return 0;
+}
+
+/* The highest bit of each byte; groups of 64. */
+static inline size_t top_bits_wide(const uint8_t *bytes, size_t n, uint64_t *bits)
+{
+    (void)bytes, (void)n, (void)bits;
+    return 0;
+}
+
+/* Exponents of symbols, and bits as the highest of the middle bytes: see signs.h. */
+static inline size_t put_signs_wide(const uint64_t *bits, unsigned base, size_t n, uint8_t *exponents, uint8_t *middle)
+{
+    (void)bits, (void)base, (void)n, (void)exponents, (void)middle;
+    return 0;
+}

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 from faults import CODECS, settings
-from striking import Blow, Field, Outcome, disturbed, kills
+from striking import Blow, Field, Outcome, disturbed, kills, waits
 from test_processes import FEW, SEED, SEEDED, SLOW, SMALL, quiet
 from two_hosts import FAR, NEAR, Line, TwoHosts, Weather, enter, silences, why_not
 
@@ -35,15 +35,6 @@ def over(line: Line, tmp_path: Path, codec: str, blows: list[Blow], seed: int) -
     outcome = disturbed(site, tmp_path, "line", blows, quiet(FEW), random.Random(seed))
     assert outcome.right, f"seed {seed}: rounds {outcome.wrong} differ; {outcome.text}"
     return outcome
-
-
-def waits(seconds: float) -> Blow:
-    """Nothing but what the line does anyway."""
-
-    def strike(ground: Field) -> None:
-        ground.over.wait(seconds)
-
-    return Blow(strike, seconds)
 
 
 def test_the_line_loses_and_delays_what_it_says(line: Line):

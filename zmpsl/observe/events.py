@@ -111,7 +111,7 @@ class ProgressEvent(_Event, frozen=True, kw_only=True, tag="progress"):
 class RoundEvent(_Event, frozen=True, kw_only=True, tag="round"):
     """A round is over; `bytes` are those that all roles sent in it, `loss` is the mean over its samples.
 
-    `predicted_s` is how long the planner expected its training and averaging to take, without storing;
+    `predicted_s` is how long the planner expected it to take until it is committed;
     `predicted_busy_s` how long it expected each compute node to train. `spill` tells what keeping optimiser states
     cost each role, where owners keep theirs, `aside` what setting stalled owners aside cost each node.
     """

@@ -143,7 +143,7 @@ def advise(measured: Measured, batches: tuple[int, ...], backend: Backend = "dp"
         solution,
         expected,
         aggregate_s,
-        expected.round_s + max(aggregate_s, expected.average_s),
+        expected.round_s + max(aggregate_s, expected.average_s) + expected.store_s,
         paper_time(chain, owners, moved),
         len(batches),
         len(batches) >= expected.owners_to_fill * (1 - 1e-9),

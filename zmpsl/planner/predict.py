@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 
 from msgspec import Struct
 
-from zmpsl.planner.cost import Chain, Owners, Transfers, pace
+from zmpsl.planner.cost import Chain, Owners, Transfers, pace, transfer_s
 from zmpsl.planner.handling import handled, message_work_s
 from zmpsl.planner.measured import Measured, chain_of, own_s, owners_of, transfers_of
 from zmpsl.planner.simulate import simulate
@@ -29,7 +29,9 @@ class Prediction(Struct, frozen=True):
 
     Attributes:
         round_s: Seconds of training, without averaging.
-        average_s: Seconds until the last node and the aggregator have averaged; storing is not in it.
+        average_s: Seconds until the last node and the aggregator have averaged.
+        exchange_s: Seconds of an owner's parts on their way to the aggregator and back.
+        store_s: Seconds until all parts, and the record of the round, are on disk.
         busy_s: Seconds each node works, by name.
         pace_s: Least seconds between two batches of a full pipe.
         bottleneck: What sets it.
@@ -47,6 +49,13 @@ class Prediction(Struct, frozen=True):
     round_trip_s: float
     owners_to_fill: float
     micro_batches_to_fill: int | None
+    exchange_s: float = 0.0
+    store_s: float = 0.0
+
+    @property
+    def whole_s(self) -> float:
+        """Seconds of a round from its beginning until it is committed."""
+        return self.round_s + self.exchange_s + self.average_s + self.store_s
 
     @property
     def busy(self) -> dict[str, float]:
@@ -92,6 +101,11 @@ def predict(
         max(flow.round_trip_s),
         flow.owners_to_fill,
         flow.micro_batches,
+        max(
+            transfer_s(transfers.owner_bytes, one.uplink) + transfer_s(transfers.owner_bytes, one.downlink)
+            for one in owners_of(measured, batches).each()
+        ),
+        _store_s(measured, bounds, order, bool(hosts)),
     )
 
 
@@ -129,6 +143,22 @@ def _average_s(measured: Measured, part_bytes: Sequence[float], order: Sequence[
         for profile, size in [*((nodes[name], size) for name, size in zip(order, part_bytes[1:-1], strict=True)), ends]
     ]
     return max(max(each), math.fsum(each) / measured.owner.cores) if shared else max(each)
+
+
+def _store_s(measured: Measured, bounds: Sequence[int], order: Sequence[str], shared: bool) -> float:
+    """Every node stores its part and the aggregator two, at once or on one disk; then the manager index and record."""
+    optimizer = measured.job.optimizer.state == "average"
+    nodes = {node.name: node.profile for node in measured.nodes}
+    roles = [(nodes[name], [hop]) for hop, name in enumerate(order, 1)]
+    roles.append((measured.owner, [0, len(bounds) - 2]))  # where the aggregator is, nobody measures
+    fixed, each = [], []
+    for profile, parts in roles:
+        blocks = [measured.block(index) for part in parts for index in range(bounds[part], bounds[part + 1])]
+        size = sum(block.state_bytes + optimizer * block.optimizer_bytes for block in blocks)
+        fixed.append(len(parts) * (1 + optimizer) * profile.store_s)
+        each.append(size * profile.store_s_per_byte)
+    parts_s = max(fixed) + math.fsum(each) if shared else max(map(sum, zip(fixed, each, strict=True)))
+    return parts_s + 2 * measured.owner.store_s
 
 
 def _play_s(

@@ -81,7 +81,7 @@ class ComputeNode(Member):
         inputs = inputs_like(shape, dtype, micro_samples(job))
         slowed = any(name.startswith(("node", "compute")) for name in job.emulate.slow_down)
         sleeps = slowed or bool(job.emulate.nodes)
-        yield Say(profiled(job, blocks, held_by_nodes(job, len(blocks)), inputs, sleeps))
+        yield Say(profiled(job, blocks, held_by_nodes(job, len(blocks)), inputs, sleeps, self.runs))
 
     def build(self, plan: Plan) -> Iterator[Action]:
         """Builds the part, loads its checkpoint where a run goes on, opens links to the neighbours."""

@@ -113,7 +113,8 @@ class DataOwner(Member):
         middle = held_by_nodes(job, len(blocks))
         inputs, _ = self.data.train.batch(np.arange(micro_samples(job)))
         ends = [number for number in range(len(blocks)) if number not in middle]
-        yield Say(profiled(job, blocks, ends, torch.from_numpy(inputs), True))  # for its batch to come back
+        # It rests between its tasks, for its batch to come back.
+        yield Say(profiled(job, blocks, ends, torch.from_numpy(inputs), True, self.runs))
 
     def build(self, plan: Plan) -> Iterator[Action]:
         """Loads the data, builds both parts, opens links to the chain's ends and the aggregator."""

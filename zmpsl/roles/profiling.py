@@ -20,6 +20,7 @@ from zmpsl.job.schema import Job
 from zmpsl.messages import Profiled
 from zmpsl.plan import Block, fingerprint
 from zmpsl.profiles import Profile, optimizer_name, read_profile, write_profile
+from zmpsl.store_trial import storing_cost
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -34,11 +35,21 @@ CALM = 0.5
 
 
 def profiled(
-    job: Job, summary: tuple[Block, ...], wanted: Collection[int], inputs: Tensor, rests: bool = False
+    job: Job,
+    summary: tuple[Block, ...],
+    wanted: Collection[int],
+    inputs: Tensor,
+    rests: bool = False,
+    runs: Path | None = None,
 ) -> Profiled:
-    """Gives the answer for the manager. A model that cannot be profiled may still be trained, so that is no trouble."""
+    """Gives the answer for the manager. A model that cannot be profiled may still be trained, so that is no trouble.
+
+    Arguments are those of `profile_for`, and `runs`, the folder in which checkpoints are stored.
+    """
     try:
-        return Profiled(profile=profile_for(job, summary, wanted, inputs, rests))
+        found = profile_for(job, summary, wanted, inputs, rests)
+        store_s, each_s = storing_cost(runs)
+        return Profiled(profile=msgspec.structs.replace(found, store_s=store_s, store_s_per_byte=each_s))
     except JobError as error:
         return Profiled(profile=None, text=str(error)[:3900])
 

@@ -175,7 +175,7 @@ class Scoreboard:
                 batches=batches,
                 bytes=sent,
                 roles=roles,
-                predicted_s=self.expected.round_s + self.expected.average_s if self.expected is not None else None,
+                predicted_s=self.expected.whole_s if self.expected is not None else None,
                 predicted_busy_s=self.expected.busy_s if self.expected is not None else {},
                 links=_links(self._finals),
                 spill={place: stats.spill for place, stats in self._finals.items() if stats.spill != SpillStats()},

@@ -73,7 +73,7 @@ __all__ = [
 CHUNK = 1 << 20
 INLINE = 1 << 16
 MAX_DIMS = 8
-VERSION = 2
+VERSION = 3
 MAGIC = b"zP"
 OWNER_SENDER = 0xFFFF
 
