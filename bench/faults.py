@@ -1,9 +1,9 @@
 """What faults cost: runs whose roles are killed, stopped and cut off again and again, against one left in peace.
 
-    python bench/faults.py [--quick] [--seed 0] [--kills 10] [--case "kill node-0" ...] [--codec none ...] [--keys]
+    python bench/faults.py [--quick] [--seed 0] [--kills 10] [--case "kill node-0" ...] [--codec none] [--keys] [--line]
 
 Every role is killed (SIGKILL) at random moments and at named points inside the commit, stopped (SIGSTOP), cut off by
-TCP resets, in the middle of frames, and silently, with compression on and off; as root also over a line between two
+TCP resets, in the middle of frames, and silently, with compression on and off; with --line also over one between two
 network namespaces that loses packets or falls silent. A run must never commit a round whose weights are not, bit for
 bit, those of the quiet run. bench/striking.py says what is counted.
 """
@@ -128,9 +128,14 @@ def row(name: str, codec: str, outcome: Outcome) -> list[str]:
 @click.option("--case", "chosen", multiple=True, help="Only these; a part of the name does.")
 @click.option("--codec", "codecs", multiple=True, default=CODECS, show_default=True)
 @click.option("--keys", is_flag=True, help="All links protected with keys.")
+@click.option("--line", is_flag=True, help="Also over a line that loses packets and falls silent; needs root.")
 @click.option("--seed", default=0, show_default=True, help="Of the blows and their times.")
-def main(quick: bool, kills_each: int, chosen: tuple[str, ...], codecs: tuple[str, ...], keys: bool, seed: int) -> None:
+def main(
+    quick: bool, kills_each: int, chosen: tuple[str, ...], codecs: tuple[str, ...], keys: bool, line: bool, seed: int
+) -> None:
     """Measures what faults cost."""
+    if line and (reason := why_not()):
+        raise click.ClickException(reason)
     rows, began, right = [], time.monotonic(), True
     click.echo(f"{machine(' '.join(['python', *sys.argv]))}seed {seed}\n")
     with tempfile.TemporaryDirectory() as folder:
@@ -142,7 +147,7 @@ def main(quick: bool, kills_each: int, chosen: tuple[str, ...], codecs: tuple[st
             key_folder = runs / f"keys-{codec}" if keys else None
             if key_folder is not None:
                 make_keys(key_folder, job)
-            far = {} if why_not() else lines(quick)
+            far = lines(quick) if line else {}
             near = cases(random.Random(seed), quick, keys, kills_each)
             for name, blows in [*near.items(), *((name, blows) for name, (_, blows) in far.items())]:
                 if chosen and not any(each in name for each in chosen):

@@ -27,6 +27,9 @@ class Cgroup:
         parent: Folder of the cgroup to make it in.
         name: Its name.
         nbytes: Its limit.
+
+    Raises:
+        FileNotFoundError: That folder does not govern memory.
     """
 
     def __init__(self, parent: Path, name: str, nbytes: int) -> None:
@@ -36,8 +39,8 @@ class Cgroup:
         self._nbytes = nbytes
 
     def __enter__(self) -> Cgroup:
-        if not self._old and "memory" not in (self._parent / "cgroup.subtree_control").read_text().split():
-            (self._parent / "cgroup.subtree_control").write_text("+memory")
+        if not self._old:
+            self._enable()
         self.folder.mkdir()
         self._write("memory.limit_in_bytes" if self._old else "memory.max", self._nbytes)
         with suppress(FileNotFoundError):  # a kernel without swap
@@ -66,6 +69,13 @@ class Cgroup:
     def reached(self) -> int:
         """How often it was full, so that page cache had to go."""
         return int(self._read("memory.failcnt")) if self._old else self._count("memory.events", "max")
+
+    def _enable(self) -> None:
+        """Has groups inside the parent govern memory."""
+        if "memory" not in (self._parent / "cgroup.controllers").read_text().split():
+            raise FileNotFoundError(f"{self._parent} has no memory controller; its parent must delegate it")
+        if "memory" not in (self._parent / "cgroup.subtree_control").read_text().split():
+            (self._parent / "cgroup.subtree_control").write_text("+memory")
 
     def _count(self, name: str, what: str) -> int:
         rows = (line.split() for line in self._read(name).splitlines())

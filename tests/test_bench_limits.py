@@ -53,6 +53,7 @@ class Old(Imitated):
 
 @pytest.mark.parametrize("before", ["", "cpu memory"])
 def test_version_2(tmp_path: Path, before: str) -> None:
+    (tmp_path / "cgroup.controllers").write_text("cpuset cpu memory pids\n")
     (tmp_path / "cgroup.subtree_control").write_text(before)
     with New(tmp_path, "node-0", 5000) as group:
         assert (tmp_path / "cgroup.subtree_control").read_text() == (before or "+memory")
@@ -73,3 +74,9 @@ def test_version_1(tmp_path: Path) -> None:
         assert (group.folder / "memory.limit_in_bytes").read_text() == "5000"
         assert (group.folder / "memory.swappiness").read_text() == "0"
         assert (group.peak, group.kills, group.reached) == (1234, 2, 7)
+
+
+def test_a_folder_that_does_not_govern_memory_is_named(tmp_path: Path) -> None:
+    (tmp_path / "cgroup.controllers").write_text("cpu pids\n")
+    with pytest.raises(FileNotFoundError, match="has no memory controller"), New(tmp_path, "node-0", 5000):
+        pass

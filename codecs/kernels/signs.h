@@ -128,14 +128,33 @@ static void to_signs(uint64_t *bits, size_t words, size_t distance)
     }
 }
 
+/* Up to 8 bytes; most often it is 8, for which nothing need be called. */
+static inline uint64_t load_upto(const uint8_t *from, size_t n)
+{
+    uint64_t eight = 0;
+    if (n >= 8) {
+        return zc_load64(from);
+    }
+    memcpy(&eight, from, n);
+    return eight;
+}
+
+static inline void store_upto(uint8_t *to, uint64_t eight, size_t n)
+{
+    if (n >= 8) {
+        zc_store64(to, eight);
+    } else {
+        memcpy(to, &eight, n);
+    }
+}
+
 /* The highest bits of n bytes, as many bits in words of 64. */
 static void top_bits(const uint8_t *bytes, size_t n, uint64_t *bits)
 {
     for (size_t i = top_bits_wide(bytes, n, bits); i < n; i += 64) {
         uint64_t word = 0;
         for (size_t j = 0; j < 64 && i + j < n; j += 8) {
-            uint64_t eight = 0;
-            memcpy(&eight, bytes + i + j, zc_min(n - i - j, 8));
+            uint64_t eight = load_upto(bytes + i + j, n - i - j);
             word |= ((eight & TOP_BITS) * 0x0002040810204081u >> 56) << j;
         }
         bits[i / 64] = word;
@@ -151,11 +170,9 @@ static void put_signs(const uint64_t *bits, unsigned base, size_t n, uint8_t *re
         exponents[j] = (uint8_t)((exponents[j] & 0x7f) + base);
     }
     for (; i < n; i += 8) {
-        uint64_t eight = 0;
+        uint64_t eight = load_upto(middle + i, n - i);
         uint64_t here = (bits[i / 64] >> i % 64 & 0xff) * 0x0101010101010101u & 0x8040201008040201u;
-        memcpy(&eight, middle + i, zc_min(n - i, 8));
-        eight = (eight & ~TOP_BITS) | ((here + ~TOP_BITS) & TOP_BITS);
-        memcpy(middle + i, &eight, zc_min(n - i, 8));
+        store_upto(middle + i, (eight & ~TOP_BITS) | ((here + ~TOP_BITS) & TOP_BITS), n - i);
     }
 }
 

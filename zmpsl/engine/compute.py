@@ -209,8 +209,8 @@ class ComputeEngine:
             CheckpointError: That cannot be; the replica stays where it is then.
         """
         state = self.pool.state(owner)
-        if state is State.FOLDED:
-            return False
+        if state in (State.FOLDED, State.ASIDE):  # a message may come twice
+            return state is State.ASIDE
         if state is State.TRAINING:
             replica = self._get(owner)
             if replica.saved and not (self.base.repeats and self.base.lends):
