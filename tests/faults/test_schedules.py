@@ -124,6 +124,16 @@ def test_every_commit_is_that_of_the_reference(first: int):
             check(run, Path(folder), f"seed {seed} ({KINDS[seed % len(KINDS)]}): {run.fallen}")
 
 
+def test_a_node_that_comes_back_to_a_taken_place_stands_by(tmp_path: Path):
+    """It was refused and left, so nobody stood by when the other node was lost for good: a seed that stood still."""
+    run = schedule(9140, tmp_path)
+    notices: list[str] = []
+    run.manager.board.listeners.append(lambda event: notices.append(str(getattr(event, "text", ""))))
+    run.run()
+    check(run, tmp_path, "seed 9140")
+    assert sum("takes the place of" in text for text in notices) == 2
+
+
 def test_owners_that_keep_their_optimiser_states():
     """The states of a round that is begun again are those of the last commit, whoever had written newer ones."""
     for seed in range(FIRST, FIRST + SCHEDULES // 3):

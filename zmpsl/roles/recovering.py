@@ -218,6 +218,7 @@ class Recovering(ManagerState):
             return
         for place, seat in zip(nodes, self.roster.waiting(), strict=False):
             self.board.notice(f"{seat} takes the place of {place}")
+            self.roster.shuffled()
             yield from self._move(seat, place)
         yield from self._maybe_describe()
         yield from self._maybe_replan()

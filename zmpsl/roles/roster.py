@@ -153,7 +153,12 @@ class Roster:
 
     def bench(self, seat: Seat) -> None:
         """Makes a compute node a stand-by."""
-        seat.place, self._benched = self._free_standby(), True
+        seat.place = self._free_standby()
+        self.shuffled()
+
+    def shuffled(self) -> None:
+        """Notes that a place may no longer be that of the process started for it, which may stand by from now on."""
+        self._benched = True
 
     def _free_standby(self) -> str:
         return next(name for n in range(len(self) + 1) if self.at(name := f"{STANDBY}-{n}") is None)
