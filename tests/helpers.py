@@ -17,12 +17,13 @@ from zmpsl.job import Job, parse_job
 from zmpsl.loop import Node
 from zmpsl.manager_loop import ManagerNode
 from zmpsl.messages import FromManager, Message, decode_from_manager, encode
-from zmpsl.observe.events import Event
+from zmpsl.observe.events import Event, NoticeEvent
 from zmpsl.roles.aggregator import Aggregator
 from zmpsl.roles.compute import ComputeNode
 from zmpsl.roles.manager import Manager
 from zmpsl.roles.member import Member
 from zmpsl.roles.owner import DataOwner
+from zmpsl.roles.scoreboard import Scoreboard
 from zmpsl.transport.envelope import unwrap, wrap
 
 TINY = [
@@ -137,6 +138,13 @@ def cli(*arguments: str, folder: Path) -> Iterator[subprocess.Popen[str]]:
                     child.kill()
         process.kill()
         process.communicate()
+
+
+def notices(board: Scoreboard) -> list[str]:
+    """Gives the list to which every notice of a run is added from now on."""
+    texts: list[str] = []
+    board.listeners.append(lambda event: texts.append(event.text) if isinstance(event, NoticeEvent) else None)
+    return texts
 
 
 def wait_for(what: Callable[[], object], timeout_s: float = 60.0) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 import msgspec
 import numpy as np
 import pytest
-from helpers import ThreadedRun, differing, global_state, wait_for
+from helpers import ThreadedRun, differing, global_state, notices, wait_for
 from test_exactness import reference
 from test_pool_runs import Watched, rooms, small
 
@@ -279,8 +279,8 @@ def test_what_an_earlier_plan_left_is_removed(tmp_path: Path) -> None:
 
 def test_time_away_counts_for_the_round_and_time_in_line_does_not() -> None:
     wanted = small("mlp", 1, 2, 1, "recover.round_s=100")
-    manager, told = Manager(None, wanted), list[str]()
-    manager.board.listeners.append(lambda event: told.append(event.text) if isinstance(event, NoticeEvent) else None)
+    manager = Manager(None, wanted)
+    told = notices(manager.board)
     manager.phase = Phase.TRAINING
     manager._training, manager._asides = Admission(["owner-0", "owner-1"], 1), Asides(["node-0"])
     manager._training.start(0)

@@ -7,13 +7,13 @@ from pathlib import Path
 
 import msgspec
 import pytest
-from helpers import TINY, differing, job
+from helpers import TINY, differing, job, notices
 from reference import train
 from test_cuts_auto import profile
 
 from zmpsl.checkpoint import load_state_dict, read_record
 from zmpsl.launch.memory import MemoryRun
-from zmpsl.observe.events import NoticeEvent, RoundEvent
+from zmpsl.observe.events import RoundEvent
 from zmpsl.profiles import write_profile
 from zmpsl.station import Station
 from zmpsl.stats import LinkStats
@@ -46,16 +46,14 @@ class Run:
             record = read_record(next(runs.iterdir())) if resume else None
             self.job = wanted
             self.run = MemoryRun(wanted, runs=runs, resume=record)
-            self.texts: list[str] = []
+            self.texts = notices(self.run.manager.board)
             self.predicted: list[float] = []
             self.run.manager.board.listeners.append(self.hear)
             self.run.run()
         (self.folder,) = runs.iterdir()
 
     def hear(self, event: object) -> None:
-        if isinstance(event, NoticeEvent):
-            self.texts.append(event.text)
-        elif isinstance(event, RoundEvent):
+        if isinstance(event, RoundEvent):
             self.predicted.append(event.predicted_s or 0.0)
 
     @property

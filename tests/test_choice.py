@@ -6,10 +6,10 @@ import itertools
 import logging
 import socket
 import threading
-import time
 
 import numpy as np
 import pytest
+from helpers import wait_for
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -163,8 +163,8 @@ class TestRate:
             near.shutdown(socket.SHUT_WR)
             reader.join(20)
             # What has been read may be acknowledged a little later.
-            readings = (delivered(near.fileno()) for _ in iter(lambda: time.sleep(0.01), 1))
-            reading = next(one for one in itertools.islice(readings, 2000) if one is None or one.nbytes >= 8 * MB)
+            wait_for(lambda: (reading := delivered(near.fileno())) is None or reading.nbytes >= 8 * MB, 20)
+            reading = delivered(near.fileno())
             far.close()
             assert reading is not None
             assert reading.bytes_per_s > 0

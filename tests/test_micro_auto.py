@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from helpers import TINY, differing, global_state, job
+from helpers import TINY, differing, global_state, job, notices
 from test_cuts_auto import profile
 
 from zmpsl.checkpoint import read_record
@@ -14,7 +14,6 @@ from zmpsl.job.load import load_job
 from zmpsl.job.schema import Job
 from zmpsl.launch.memory import MemoryRun
 from zmpsl.messages import Profiled
-from zmpsl.observe.events import NoticeEvent
 from zmpsl.planner.pieces import choose, in_pieces, mixes_samples
 from zmpsl.profiles import cut_profile, write_profile
 from zmpsl.roles.planning import measured_of
@@ -32,10 +31,8 @@ def settings(tmp_path: Path, *more: str, owners: int = 1) -> Job:
 
 
 def ran(wanted: Job, runs: Path, name: str = "memory", **options: object) -> tuple[MemoryRun, list[str]]:
-    run, texts = MemoryRun(wanted, runs=runs, name=name, **options), []
-    run.manager.board.listeners.append(
-        lambda event: texts.append(event.text) if isinstance(event, NoticeEvent) else None
-    )
+    run = MemoryRun(wanted, runs=runs, name=name, **options)
+    texts = notices(run.manager.board)
     run.run()
     return run, texts
 

@@ -15,6 +15,7 @@ from msgspec import Struct
 
 from zmpsl.errors import JobError
 from zmpsl.job.schema import Job, Optimizer
+from zmpsl.whole_file import replacing
 
 __all__ = [
     "BlockProfile",
@@ -280,10 +281,8 @@ def write_profile(path: Path, profile: Profile) -> None:
     Raises:
         JobError: The file cannot be written.
     """
-    unfinished = path.with_name(path.name + ".part")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        unfinished.write_bytes(msgspec.json.format(msgspec.json.encode(profile), indent=1))
-        unfinished.replace(path)
+        with replacing(path) as unfinished:
+            unfinished.write_bytes(msgspec.json.format(msgspec.json.encode(profile), indent=1))
     except OSError as error:
         raise JobError(f"{path}: cannot be written: {error.strerror}") from error

@@ -8,13 +8,12 @@ from unittest.mock import patch
 import msgspec
 import pytest
 from faulty_run import FaultyRun
-from helpers import differing
+from helpers import differing, notices
 from reference import train
 from test_quorum import lazy, with_deadline
 from test_schedules import check, rooms, small
 
 from zmpsl.checkpoint import load_state_dict
-from zmpsl.observe.events import NoticeEvent
 from zmpsl.pool.aside import AsideFiles
 
 
@@ -55,10 +54,7 @@ def test_one_that_never_goes_on_is_left_out_at_the_deadline(tmp_path: Path):
     base = with_deadline(0.6, stalled_s=1.0)
     run = FaultyRun(msgspec.structs.replace(base, owners_in_flight=1), 1, tmp_path, faults=0)
     lazy(run, "owner-1")
-    texts: list[str] = []
-    run.manager.board.listeners.append(
-        lambda event: texts.append(event.text) if isinstance(event, NoticeEvent) else None
-    )
+    texts = notices(run.manager.board)
     with patch.object(run, "_come_back", lambda _name: None):
         run.run()
     assert differing(load_state_dict(tmp_path / "memory"), train(run.job, absent=[1]).states[-1]) == []

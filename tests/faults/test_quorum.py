@@ -9,7 +9,7 @@ from unittest.mock import patch
 import msgspec
 import pytest
 from faulty_run import FaultyRun
-from helpers import TINY, ThreadedRun, differing, job, wait_for
+from helpers import TINY, ThreadedRun, differing, job, notices, wait_for
 from reference import train
 from test_cuts_auto import profile
 from test_schedules import small
@@ -79,10 +79,7 @@ def test_with_fewer_nodes_the_cuts_are_solved_anew_from_what_was_measured(tmp_pa
     write_profile(tmp_path / "p.json", profile(job(*settings), [1, 1, 1, 1, 9, 1]))
     wanted = job(*settings, f"planning.profile={tmp_path / 'p.json'}")
     run = FaultyRun(wanted, 2, tmp_path, faults=0, loses=place, loses_in=1)
-    texts: list[str] = []
-    run.manager.board.listeners.append(
-        lambda event: texts.append(event.text) if isinstance(event, NoticeEvent) else None
-    )
+    texts = notices(run.manager.board)
     run.run()
     assert run.manager.plan is not None
     assert run.manager.plan.bounds == (0, 1, 4, 5, 6)
@@ -169,10 +166,7 @@ def with_deadline(quorum: float, **more: float) -> Job:
 def test_an_owner_that_never_trains_is_left_out_at_the_deadline(tmp_path: Path, seed: int):
     run = FaultyRun(with_deadline(0.6), seed, tmp_path, faults=0)
     lazy(run, "owner-1")
-    texts: list[str] = []
-    run.manager.board.listeners.append(
-        lambda event: texts.append(event.text) if isinstance(event, NoticeEvent) else None
-    )
+    texts = notices(run.manager.board)
     with patch.object(run, "_come_back", lambda _name: None):
         run.run()
     assert differing(load_state_dict(tmp_path / "memory"), train(run.job, absent=[1]).states[-1]) == []

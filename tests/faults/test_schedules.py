@@ -19,7 +19,7 @@ from typing import Any
 import msgspec
 import pytest
 from faulty_run import FAULTS, FaultyRun
-from helpers import differing, global_state, job
+from helpers import differing, global_state, job, notices
 from reference import State, train
 from test_pool_runs import parts
 
@@ -127,11 +127,10 @@ def test_every_commit_is_that_of_the_reference(first: int):
 def test_a_node_that_comes_back_to_a_taken_place_stands_by(tmp_path: Path):
     """It was refused and left, so nobody stood by when the other node was lost for good: a seed that stood still."""
     run = schedule(9140, tmp_path)
-    notices: list[str] = []
-    run.manager.board.listeners.append(lambda event: notices.append(str(getattr(event, "text", ""))))
+    texts = notices(run.manager.board)
     run.run()
     check(run, tmp_path, "seed 9140")
-    assert sum("takes the place of" in text for text in notices) == 2
+    assert sum("takes the place of" in text for text in texts) == 2
 
 
 def test_owners_that_keep_their_optimiser_states():

@@ -21,6 +21,7 @@ from zmpsl.observe.readable import amount, duration, natural, number, one_line, 
 from zmpsl.observe.run_folder import Recorded, load
 from zmpsl.observe.spill_table import aside_table, spill_table
 from zmpsl.observe.timeline import Span, round_starts, spans
+from zmpsl.whole_file import replacing
 
 __all__ = ["write_report"]
 
@@ -66,10 +67,9 @@ def write_report(run_folder: Path) -> Path:
         if piece
     )
     path = run_folder / "report.html"
-    unfinished = path.with_name(path.name + ".part")
     try:
-        unfinished.write_text(page(_name(run), body), encoding="utf-8")
-        unfinished.replace(path)
+        with replacing(path) as unfinished:
+            unfinished.write_text(page(_name(run), body), encoding="utf-8")
     except OSError as error:
         raise ZmpslError(f"cannot write {path}: {error.strerror}") from error
     return path

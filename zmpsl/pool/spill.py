@@ -12,7 +12,6 @@ owner that was admitted until its first update. At most one write is under way, 
 
 from __future__ import annotations
 
-import os
 import re
 import shutil
 import threading
@@ -27,6 +26,7 @@ from numpy.typing import NDArray
 from zmpsl.errors import CheckpointError
 from zmpsl.packed_state import pack_state, unpack_state
 from zmpsl.plan import Plan
+from zmpsl.whole_file import replacing
 
 __all__ = ["Errand", "KeptStates", "SpillStats", "Tensors"]
 
@@ -217,15 +217,10 @@ class KeptStates:
         began, blocks = time.perf_counter(), self._plan.blocks_of(part)
         folder = self._round_folder(owner, round_)
         path = folder / _name(blocks)
-        temporary = path.with_name(path.name + ".tmp")
         try:
-            folder.mkdir(parents=True, exist_ok=True)
-            with temporary.open("wb") as file:
+            with replacing(path) as unfinished, unfinished.open("wb") as file:
                 file.writelines(pack_state({MARK: np.array([owner, round_], np.int64), **state}))
                 nbytes = file.tell()
-                file.flush()
-                os.fsync(file.fileno())
-            temporary.replace(path)
             # The round was begun before, under other cuts.
             for other, theirs in _found(folder):
                 if other != path and theirs.start < blocks.stop and blocks.start < theirs.stop:
