@@ -191,4 +191,6 @@ def test_memory_counts_the_state_that_is_being_written(tmp_path: Path):
         plans[state] = ours.manager.plan
     memories = {s: part_memory(p.job, p.blocks, p.bounds, p.footprints, 1) for s, p in plans.items()}
     assert memories["keep"].slot == memories["reset"].slot
-    assert memories["keep"].fixed - memories["reset"].fixed == memories["keep"].optimizer + (4 << 20)
+    more = memories["keep"].optimizer + (4 << 20)
+    assert memories["keep"].fixed - memories["reset"].fixed == more
+    assert memories["keep"].need_evaluating(3, 2) - memories["reset"].need_evaluating(3, 2) == more

@@ -62,6 +62,15 @@ class TestThereAndBack:
         unpack_state_into(io.BytesIO(data), into)
         assert same(into, state)
 
+    def test_what_fits_is_read_into_given_memory(self) -> None:
+        state = {"a": np.arange(5, dtype=np.float32), "b": np.arange(3), "c": np.ones(2)}
+        room = {"a": np.zeros(5, np.float32), "b": np.zeros(4, np.int64), "c": np.zeros(2, np.float32), "d": np.ones(1)}
+        found = unpack_state(io.BytesIO(packed(state)), room=room)
+        assert same(found, state)
+        assert [name for name in found if found[name] is room[name]] == ["a"]
+        with pytest.raises(ValueError, match="a is not in C order"):
+            unpack_state(io.BytesIO(packed(state)), room={"a": np.zeros(10, np.float32)[::2]})
+
     @FUZZ
     @given(
         st.dictionaries(

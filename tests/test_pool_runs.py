@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import random
 import weakref
+from pathlib import Path
 
 import msgspec
 import numpy as np
@@ -98,15 +99,15 @@ def test_any_budget_gives_the_reference(model: str, hops: int, owners: int, micr
 
 
 @pytest.mark.parametrize("seed", range(int(os.environ.get("ZMPSL_BUDGETS", "4"))))
-def test_budgets_drawn_at_random(seed: int):
-    """Model, hops, owners, micro-batches, the room of each node, recomputation and every order of events."""
+def test_budgets_drawn_at_random(tmp_path: Path, seed: int):
+    """Model, hops, owners, micro-batches, room, optimiser states, recomputation and every order of events."""
     draw = random.Random(1000 + seed)
     model, hops, owners = draw.choice(["mlp", "dropout", "batch-norm"]), draw.randint(1, 3), draw.randint(2, 5)
     micro = 1 if model == "batch-norm" else draw.randint(1, 4)
-    wanted = small(model, hops, owners, micro, f"optimizer.state={draw.choice(['reset', 'average'])}")
+    wanted = small(model, hops, owners, micro, f"optimizer.state={draw.choice(['reset', 'average', 'keep'])}")
     fit = [draw.randint(1, owners) for _ in range(hops)]
     chosen = msgspec.structs.replace(wanted, recompute=draw.choice(["never", "always"]))
-    ours = Watched(chosen, seed, rooms=rooms(wanted, fit, seed))
+    ours = Watched(chosen, seed, tmp_path, rooms=rooms(wanted, fit, seed))
     ours.run()
     assert differing(global_state(ours.members), reference(wanted).states[-1]) == []
 

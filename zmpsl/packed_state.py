@@ -85,12 +85,16 @@ def pack_state(state: Mapping[str, Array], codec: Codec | None = None) -> Iterat
             yield packed.body
 
 
-def unpack_state(file: BinaryIO, most_bytes: int = MOST_BYTES) -> dict[str, Array]:
-    """Reads a packed state into arrays of its own.
+def unpack_state(
+    file: BinaryIO, most_bytes: int = MOST_BYTES, room: Mapping[str, Array] | None = None
+) -> dict[str, Array]:
+    """Reads a packed state, whatever it holds, into new arrays, or into given ones where they fit.
 
     Args:
         file: Open for reading, at the first byte of the packed state; left behind its last one.
         most_bytes: Most bytes that the tensors may have together.
+        room: By name, arrays in C order; a tensor of that name, dtype and shape is read into it. After an error their
+            values are undefined.
 
     Raises:
         CheckpointError: The bytes are no packed state, damaged, or hold more than `most_bytes`.
@@ -101,11 +105,14 @@ def unpack_state(file: BinaryIO, most_bytes: int = MOST_BYTES) -> dict[str, Arra
         raise _bad(file, f"holds {total} bytes of tensors, at most {most_bytes} are allowed")
     state: dict[str, Array] = {}
     for tensor in described:
-        try:
-            state[tensor.name] = np.empty(tensor.shape, tensor.dtype)
-        except (MemoryError, ValueError) as error:
-            raise _bad(file, f"tensor {tensor.name} of {tensor.nbytes} bytes: {error}") from error
-        _fill(file, tensor.name, _flat(state[tensor.name]))
+        found = None if room is None else room.get(tensor.name)
+        if found is None or (found.dtype.name, found.shape) != (tensor.dtype, tensor.shape):
+            try:
+                found = np.empty(tensor.shape, tensor.dtype)
+            except (MemoryError, ValueError) as error:
+                raise _bad(file, f"tensor {tensor.name} of {tensor.nbytes} bytes: {error}") from error
+        state[tensor.name] = found
+        _read_into(file, tensor.name, found)
     return state
 
 
@@ -127,9 +134,7 @@ def unpack_state_into(file: BinaryIO, state: Mapping[str, Array]) -> None:
         found, ours = next((one, other) for one, other in pairs if one != other)
         raise _bad(file, f"holds {_worded(found)} where {_worded(ours)} is expected")
     for name, array in state.items():
-        if not array.flags.c_contiguous:
-            raise ValueError(f"{name} is not in C order, so it cannot be read into")
-        _fill(file, name, _flat(array))
+        _read_into(file, name, array)
 
 
 def _worded(tensor: tuple[str, str, tuple[int, ...]] | None) -> str:
@@ -168,6 +173,12 @@ def _described(file: BinaryIO) -> list[_Tensor]:
     if len(names) < len(described) or any(t.dtype not in DTYPES or min(t.shape, default=0) < 0 for t in described):
         raise _bad(file, "its description has a name twice, an unknown dtype or a negative size")
     return described
+
+
+def _read_into(file: BinaryIO, name: str, array: Array) -> None:
+    if not array.flags.c_contiguous:
+        raise ValueError(f"{name} is not in C order, so it cannot be read into")
+    _fill(file, name, _flat(array))
 
 
 def _fill(file: BinaryIO, name: str, data: Bytes) -> None:

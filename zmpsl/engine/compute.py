@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from zmpsl.engine.footprint import probe
-from zmpsl.engine.node_replica import Absent, NodeReplica
+from zmpsl.engine.node_replica import Absent, NodeReplica, Slots
 from zmpsl.engine.recompute import RecomputingReplica
 from zmpsl.engine.replica import Key, Part, aligned
 from zmpsl.errors import CheckpointError, LocalProtocolError, RemoteProtocolError
@@ -88,6 +88,7 @@ class ComputeEngine:
         self._reading: dict[int, tuple[Callable[[], None], Tensors]] = {}
         self.came: list[int] = []
         self._expected: set[int] = set()  # set aside, and no task has come
+        self._written: Slots | None = None  # memory of the kept state that is being written
 
     def begin(self, round_: int) -> None:
         """Starts a round from the base weights."""
@@ -197,6 +198,8 @@ class ComputeEngine:
         self.average.add(task.owner, replica.flat, task.count)
         if self._kept is not None:
             self._kept.store(task.owner, self.part, self.round, replica.kept())
+            # The state before it is written by now, so its memory is free.
+            self._written = replica.exchange(self._written)
         replica.rest()
         self.pool.fold(task.owner)
         self._closed.add(task.owner)
@@ -259,7 +262,7 @@ class ComputeEngine:
         replica.reset(self.round)
         absent = self._absent.get(owner)
         if self._kept is not None and (absent is None or absent.awaits):
-            replica.go_on_from(self._kept.fetch(owner, self.part))
+            replica.go_on_from(self._kept.fetch(owner, self.part, replica.kept_room()))
         if absent is not None:
             arrays = replica.room_for(absent)
             self._reading[owner] = self._files.read(owner, arrays), arrays

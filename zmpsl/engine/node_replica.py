@@ -1,7 +1,9 @@
 """A compute node's replica: its memory serves one owner after the other, and it can be taken out of it and put back.
 
 Optimiser states lie in memory that belongs to the replica, as weights do. If every owner's were made anew, between
-gradients that come and go, the heap would get more holes with every owner.
+gradients that come and go, the heap would get more holes with every owner. States that owners keep are read into that
+memory. When its owner has closed, a replica leaves it to whoever writes the state to disk, and goes on with that of the
+state written before: so with M replicas there are M + 1 of them.
 
 A replica can be taken out of memory in the middle of a round and put back, bit for bit.
 Weights, optimiser state and gradients are taken as they are. Of micro-batches between forward and backward only the
@@ -12,17 +14,22 @@ from the same keys and the weights are the same, for there is one optimiser step
 from __future__ import annotations
 
 import math
+from contextlib import suppress
 from typing import NamedTuple
 
 import numpy as np
 import torch
 
 from zmpsl.engine.replica import KEPT, Key, Replica, aligned
+from zmpsl.errors import CheckpointError
 from zmpsl.pool.spill import Tensors
 from zmpsl.transport.buffers import ALIGNMENT
 from zmpsl.transport.mask import KnownMask
 
-__all__ = ["Absent", "NodeReplica", "Unfinished"]
+__all__ = ["Absent", "NodeReplica", "Slots", "Unfinished"]
+
+# Memory of an optimiser state: tensors by the parameter's and their own name.
+Slots = dict[str, torch.Tensor]
 
 
 class Unfinished(NamedTuple):
@@ -60,7 +67,23 @@ class Absent(NamedTuple):
 class NodeReplica(Replica):
     """A replica of a compute node."""
 
-    _slots: dict[str, torch.Tensor] | None = None
+    _slots: Slots | None = None
+
+    def rest(self) -> None:
+        """Frees all but the memory of weights and optimiser state; nobody reads into that any more."""
+        if self._awaited is not None:
+            with suppress(CheckpointError):  # whoever needs that state will read it again
+                self._awaited()
+        super().rest()
+
+    def kept_room(self) -> Tensors:
+        """Gives the arrays that the owner's kept state is to be read into, by name."""
+        return {name: slot.numpy() for name, slot in self._own_slots().items()}
+
+    def exchange(self, other: Slots | None) -> Slots | None:
+        """Gives away the memory of its optimiser state, for other one; without that, new is made when it is needed."""
+        mine, self._slots = self._slots, other
+        return mine
 
     def _step(self, optimizer: torch.optim.Optimizer) -> None:
         """Steps; at an owner's first, parameter by parameter, so that no more than one's state is elsewhere."""
@@ -82,11 +105,11 @@ class NodeReplica(Replica):
         """Gives the memory for an optimiser's tensor of a parameter, None where it has none of its own."""
         return None if self._slots is None else self._slots.get(f"{name}@{extra}")
 
-    def _own_slots(self) -> bool:
-        """Makes that memory, once; tells whether there is any: states that outlive the round are made anew."""
+    def _own_slots(self) -> Slots:
+        """Gives that memory, made at first; none where the state lies beside the weights, or there is no state."""
         settings = self.base.job.optimizer
-        if settings.state != "reset" or (settings.name == "sgd" and not settings.momentum):
-            return False
+        if settings.state == "average" or (settings.name == "sgd" and not settings.momentum):
+            return {}
         if self._slots is None:
             extras = [extra for extra, alike in KEPT[settings.name].items() if alike]
             wanted = [(f"{name}@{extra}", parameter) for name, parameter in self._parameters for extra in extras]
@@ -98,7 +121,7 @@ class NodeReplica(Replica):
                 flat = torch.from_numpy(memory[start : start + size]).view(parameter.dtype)
                 self._slots[name] = flat[: parameter.numel()].view(parameter.shape)
                 start += size
-        return True
+        return self._slots
 
     def arrays(self) -> Tensors:
         """Gives all that makes it differ from one that begins a round, by name; no copies."""

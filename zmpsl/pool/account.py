@@ -106,7 +106,7 @@ class PartMemory:
 
     @property
     def _spare(self) -> int:
-        return self.base + (0 if self.spill else self.optimizer)
+        return self.base + self.optimizer
 
     def need(self, owners: int) -> int:
         """Gives the bytes for that many replicas: while they train, or while their average is stored."""
@@ -117,7 +117,7 @@ class PartMemory:
 
     def need_evaluating(self, owners: int, replicas: int) -> int:
         """Gives the bytes for that many evaluating owners, beside the memory kept for replicas."""
-        kept = self.base + self.accumulator + replicas * self._spare + self.kept(replicas)
+        kept = self.base + self.accumulator + replicas * self._spare + self.kept(replicas) + self.spill
         return kept + self.evaluation + owners * self.evaluation_slot
 
     def with_activations(self, prints: Sequence[Footprint]) -> PartMemory:

@@ -110,8 +110,13 @@ class KeptStates:
                 if owner in self._rounds:
                     list(self._files(owner, part))
 
-    def fetch(self, owner: int, part: int) -> Callable[[], Tensors] | None:
+    def fetch(self, owner: int, part: int, room: Tensors | None = None) -> Callable[[], Tensors] | None:
         """Begins to read an owner's state.
+
+        Args:
+            owner: Whose.
+            part: Of which part.
+            room: By name, arrays that tensors of their kind are read into; nobody else may touch them until then.
 
         Returns:
             Waits for it and gives it, or raises CheckpointError; None where the owner has none yet.
@@ -119,7 +124,7 @@ class KeptStates:
         if owner not in self._rounds:
             return None
         found: Tensors = {}
-        errand = Errand(lambda: self._read(owner, part, found))
+        errand = Errand(lambda: self._read(owner, part, found, room))
 
         def take() -> Tensors:
             self._wait(errand)
@@ -128,7 +133,7 @@ class KeptStates:
         return take
 
     def store(self, owner: int, part: int, round_: int, state: Mapping[str, NDArray[np.generic]]) -> None:
-        """Begins to write an owner's state, once the one before it is written; nobody may change it any more.
+        """Begins to write an owner's state, once the one before it is written; nobody may change it until then.
 
         Raises:
             CheckpointError: The one before could not be written.
@@ -196,14 +201,14 @@ class KeptStates:
                 f" {self._folder} from the host that held these blocks"
             )
 
-    def _read(self, owner: int, part: int, state: Tensors) -> None:
+    def _read(self, owner: int, part: int, state: Tensors, room: Tensors | None) -> None:
         with self._reading:
             began, nbytes, round_ = time.perf_counter(), 0, self._rounds[owner]
             blocks = self._plan.blocks_of(part)
             for path in self._files(owner, part):
                 try:
                     with path.open("rb") as file:
-                        found = unpack_state(file)
+                        found = unpack_state(file, room=room)
                         nbytes += file.tell()
                 except (OSError, CheckpointError) as error:
                     raise CheckpointError(f"{self._words(owner, part, round_)}: {error}") from error
