@@ -34,8 +34,8 @@ from zmpsl.transport.wire import parse
 
 
 def small(model: str, hops: int, owners: int, micro: int, *more: str) -> Job:
-    """With batches that the smallest of five owners can fill."""
-    return settings(model, hops, owners, micro, "train.batch_size=8", "cuts=even", *more)
+    """With batches that the smallest of five owners can fill, and as many owners in flight as fit as they are."""
+    return settings(model, hops, owners, micro, "train.batch_size=8", "cuts=even", "recompute=never", *more)
 
 
 def parts(job: Job) -> list[PartMemory]:
@@ -151,8 +151,8 @@ def test_activations_are_computed_again_where_they_would_not_fit():
     wanted = msgspec.structs.replace(small("dropout", 2, 3, 1), owners_in_flight=3)
     given = [1 << 30, parts(wanted)[1].need(3) - 1]
     with pytest.raises(JobError, match="node-1: part 2"):
-        MemoryRun(msgspec.structs.replace(wanted, recompute="never"), rooms=given).run()
-    ours = Watched(wanted, 1, rooms=given)
+        MemoryRun(wanted, rooms=given).run()
+    ours = Watched(msgspec.structs.replace(wanted, recompute="auto"), 1, rooms=given)
     told: list[object] = []
     ours.manager.board.listeners.append(told.append)
     ours.run()

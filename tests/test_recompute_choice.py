@@ -149,8 +149,8 @@ def test_cuts_that_fit_only_so_are_found() -> None:
     room = (plain + less) // 2
     assert less < room < plain
     with pytest.raises(JobError, match="node"):
-        MemoryRun(msgspec.structs.replace(wanted, recompute="never"), rooms=[room, room]).run()
-    ours, told = Watched(wanted, 1, rooms=[room, room]), list[object]()
+        MemoryRun(wanted, rooms=[room, room]).run()
+    ours, told = Watched(msgspec.structs.replace(wanted, recompute="auto"), 1, rooms=[room, room]), list[object]()
     ours.manager.board.listeners.append(told.append)
     ours.run()
     assert ours.manager.plan is not None
