@@ -107,10 +107,14 @@ class Publishing(Recovering):
         start, digests = self._resume_point(blocks)
         self.recovery.seal.settle()
         joins = {seat.place: seat.join for seat in self.roster}
-        places = Places(job, blocks, bounds, self._described_as.footprints, joins)
+        cutting = self._cutting if self._cutting is not None and self._cutting.bounds == bounds else None
+        pace = None if cutting is None else cutting.batch_s
+        places = Places(job, blocks, bounds, self._described_as.footprints, joins, pace)
         self._training, self._evaluating = places.training, places.evaluating
-        if job.owners_in_flight == "auto" and self._cutting is not None and self._cutting.bounds == bounds:
-            self._training.aim(self._cutting.to_fill())
+        if cutting is not None:
+            cutting.recompute(places.recompute)
+            if job.owners_in_flight == "auto":
+                self._training.aim(cutting.to_fill())
         owners = tuple(self._owner_peer(owner_name(index)) for index in range(job.owners))
         self.plan = plan = Plan(
             version=version,
@@ -138,7 +142,7 @@ class Publishing(Recovering):
         self.board.planned(plan)
         if job.emulate.owners or job.emulate.nodes:
             self.board.notice(words(job))
-        if self._training.limit < len(plan.active):
+        if self._training.limit < len(plan.active) or (places.recompute and job.recompute == "auto"):
             self.board.notice(str(places))
         self.phase, self._since, self._late = Phase.BUILDING, None, frozenset()
         for seat in self.roster:
