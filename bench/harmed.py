@@ -55,8 +55,8 @@ def make_keys(folder: Path, job: Job) -> None:
         _, public = write_pair(folder, pair)
         if role == "manager":
             (folder / MANAGER_FILE).write_bytes(public.read_bytes())
-        else:  # one more, for one that comes back before it is known that the first is gone
-            add_member(folder, Allowed(name=role, role=pair.role, public=pair.public, places=places + 1))
+        else:
+            add_member(folder, Allowed(name=role, role=pair.role, public=pair.public, places=places))
 
 
 def free_port() -> int:

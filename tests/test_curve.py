@@ -52,6 +52,7 @@ class Site:
     """A manager with keys, and members that may have some; all in threads over loopback."""
 
     folder: Path
+    runs: Path | None = None
     manager: ManagerNode = field(init=False)
     nodes: dict[str, Node] = field(default_factory=dict)
     events: list[Event] = field(default_factory=list)
@@ -69,7 +70,7 @@ class Site:
         """Starts the manager, and members by the name of their key."""
         write_pair(self.folder, new_pair("manager", "manager"))
         keys = {name: self.key(name, MEMBERS[name][0]) for name in MEMBERS}
-        role = Manager(None, wanted)
+        role = Manager(self.runs, wanted)
         role.board.listeners.append(self.events.append)
         self.manager = ManagerNode(role, security=security_from(self.folder, "keys", "manager")).start()
         for name in names:
@@ -77,6 +78,7 @@ class Site:
 
     def join(self, name: str, member: Member, security: Security) -> Node:
         """Starts a member."""
+        member.runs = self.runs
         self.nodes[name] = node = Node(member, self.manager.endpoint, security=security).start()
         return node
 
@@ -102,11 +104,11 @@ class Site:
 
 @pytest.fixture
 def site(tmp_path: Path) -> Iterator[Callable[..., Site]]:
-    """Opens a site: `site(job, names)`."""
+    """Opens a site: `site(job, names)`; with `keeps`, its roles share a folder of runs."""
     sites: list[Site] = []
 
-    def make(wanted: Job | None, names: list[str] | None = None) -> Site:
-        sites.append(Site(tmp_path / "keys"))
+    def make(wanted: Job | None, names: list[str] | None = None, *, keeps: bool = False) -> Site:
+        sites.append(Site(tmp_path / "keys", tmp_path / "runs" if keeps else None))
         sites[-1].open(wanted, list(MEMBERS) if names is None else names)
         return sites[-1]
 

@@ -107,6 +107,21 @@ class TestRuns:
         assert [event.predicted_s is not None for event in run.of(RoundEvent)] == [True, True]
         assert words(wanted) in [event.text for event in run.of(NoticeEvent)]
 
+    def test_codecs_are_chosen_for_the_link_that_is_imitated(self, tmp_path: Path) -> None:
+        """What the kernel would measure is this host's loopback."""
+        text = SLOW.replace("bytes_per_s: 2e6", "bytes_per_s: 5e5").replace("latency_s: 0.002,", "bytes_per_s: 5e5,")
+        more = ["codec=auto", "train.rounds=1", "evaluate.every=0"]
+        wanted = emulated(job(*QUICK, *more), written(tmp_path, f"time_scale: 2\n{text}"))
+        with CrowdRun(wanted).running() as run:
+            run.finish()
+        (event,) = run.of(RoundEvent)
+        for way in ("owner>node-0", "node-1>owner", "node-0>owner", "owner>node-1"):
+            assert event.links[way].bytes_per_s == 1e6
+            assert set(event.links[way].codecs) & {"huff", "bitmap"}, way
+        # Of a node's link and one to an owner that is slower nothing is mixed up; the aggregator's is an owner's too.
+        assert event.links["node-0>node-1"].bytes_per_s == event.links["node-1>node-0"].bytes_per_s == 1e8
+        assert event.links["owner>aggregator"].bytes_per_s == 1e6
+
     def test_measured_seconds_are_taken_for_the_host_s_own(self, tmp_path: Path) -> None:
         text = SLOW.replace("slow_down: 3,", "first: {forward_s: 0.02, backward_s: 0.01}, last: {forward_s: 0.01, "
                             "backward_s: 0.01},")  # fmt: skip

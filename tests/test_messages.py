@@ -26,7 +26,7 @@ from zmpsl.messages import (
     decode_to_manager,
     encode,
 )
-from zmpsl.plan import Activation, Block, Entry, Peer, Plan
+from zmpsl.plan import Activation, Block, Entry, Peer, Plan, Rates
 from zmpsl.stats import Stats
 
 FUZZ = settings(max_examples=300, deadline=None)
@@ -81,6 +81,7 @@ FROM_MANAGER: list[FromManager] = [
     messages.Measure(job=JOB, input_shape=(1, 8, 8), input_dtype="int64"),
     messages.Publish(plan=PLAN),
     messages.Pause(plan=4),
+    messages.Restrict(plan=1, rates={3: Rates(0.5, None), 65_534: Rates(None, 1e18)}),
     messages.MaskKeys(plan=1, keys={"owner-0": bytes(32)}),
     messages.Begin(round=2**31),
     messages.Committed(round=0, digests={}),

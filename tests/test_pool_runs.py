@@ -20,7 +20,7 @@ from zmpsl.engine.footprint import model_footprints
 from zmpsl.errors import JobError
 from zmpsl.job import Job
 from zmpsl.launch.memory import MemoryRun
-from zmpsl.messages import Begin
+from zmpsl.messages import Begin, Trained
 from zmpsl.observe.events import NoticeEvent
 from zmpsl.plan import check_cuts
 from zmpsl.pool.account import PartMemory, part_memory
@@ -34,8 +34,8 @@ from zmpsl.transport.wire import parse
 
 
 def small(model: str, hops: int, owners: int, micro: int, *more: str) -> Job:
-    """With batches that the smallest of five owners can fill."""
-    return settings(model, hops, owners, micro, "train.batch_size=8", "cuts=even", *more)
+    """With batches that the smallest of five owners can fill, and as many owners in flight as fit as they are."""
+    return settings(model, hops, owners, micro, "train.batch_size=8", "cuts=even", "recompute=never", *more)
 
 
 def parts(job: Job) -> list[PartMemory]:
@@ -153,7 +153,11 @@ def test_activations_are_computed_again_where_they_would_not_fit():
     with pytest.raises(JobError, match="node-1: part 2"):
         MemoryRun(wanted, rooms=given).run()
     ours = Watched(msgspec.structs.replace(wanted, recompute="auto"), 1, rooms=given)
+    told: list[object] = []
+    ours.manager.board.listeners.append(told.append)
     ours.run()
+    again = "forward is run again before backward, to need less (recompute), on node-1"
+    assert any(again in event.text for event in told if isinstance(event, NoticeEvent))
     assert ours.manager.plan.recompute == (False, True)
     assert ours.most == 3
     assert differing(global_state(ours.members), reference(small("dropout", 2, 3, 1)).states[-1]) == []
@@ -295,6 +299,26 @@ def test_owners_take_turns_to_be_first():
     owners = [place for place in begun if place.startswith("owner")]
     assert [int(place[-1]) for place in owners] == [0, 1, 2, 1, 2, 0, 2, 0, 1]
     assert [begun.count(place) for place in ("node-0", "aggregator")] == [3, 3]
+
+
+@pytest.mark.parametrize("seed", [1, 2])
+def test_an_owner_with_a_hundred_times_the_data_holds_nobody_up(seed: int):
+    """It trains from the start; those with a single sample come and go meanwhile, one after the other."""
+    wanted = small("mlp", 2, 3, 1, "train.batch_size=1", "data.partition.sizes=[108, 1, 1]", "train.rounds=1")
+    ours = Watched(wanted, seed, rooms=rooms(wanted, [2, 2], seed))
+    done: list[tuple[str, int]] = []
+    trained = ours.manager.board.trained
+
+    def note(place: str, message: Trained) -> None:
+        done.append((place, message.batches))
+        trained(place, message)
+
+    ours.manager.board.trained = note
+    ours.run()
+    epochs = wanted.train.local_epochs
+    assert done[:2] == [("owner-1", epochs), ("owner-2", epochs)]
+    assert done[2][1] >= 100 * epochs
+    assert differing(global_state(ours.members), reference(wanted).states[-1]) == []
 
 
 def test_solved_cuts_respect_the_memory_of_each_node():

@@ -21,11 +21,12 @@ from typing import Any
 import zmq
 
 from zmpsl.errors import RemoteProtocolError, error_for
-from zmpsl.job.emulation import NodeClass, OwnerClass
+from zmpsl.job.emulation import Emulate, NodeClass, OwnerClass
 from zmpsl.life import Life, State, complain
 from zmpsl.loop import Node
 from zmpsl.roles.actions import Action, Connect, Stop
 from zmpsl.roles.member import PROGRESS_EVERY_S, Member
+from zmpsl.transport.choice import Rate
 from zmpsl.transport.link import Link, many_sockets
 from zmpsl.transport.outbox import Outbox
 from zmpsl.transport.shaping import Lane, ShapedLink, lane_of
@@ -175,6 +176,10 @@ class PacedNode(Node):
             ends = {f"node-{int(number) - 1}": int(number), f"node-{int(number) + 1}": int(number) + 1}
             self._lanes = {peer: lane(emulate.node(hop), peer) for peer, hop in ends.items()}
         super()._connect(action)
+        for peer, packer in self._station.packers.items():
+            slow = _slowest(emulate, place, peer)
+            if packer.adaptive and slow is not None and slow.bytes_per_s is not None:
+                packer.rate = _ImitatedRate(slow.bytes_per_s * emulate.time_scale, slow.latency_s / emulate.time_scale)
 
     def _link(self, context: Any, name: str, endpoint: str, outbox: Outbox, *keys: Any) -> Link:
         lane = self._lanes.get(name)
@@ -206,6 +211,35 @@ class PacedNode(Node):
             except RemoteProtocolError as error:
                 complain(self.rejected, error)
         return moved
+
+
+class _ImitatedRate(Rate):
+    """Of a link that is imitated: the kernel knows only how fast this host's loopback is."""
+
+    def __init__(self, bytes_per_s: float, latency_s: float) -> None:
+        super().__init__()
+        self._known, self.latency_s = bytes_per_s, latency_s
+
+    @property
+    def bytes_per_s(self) -> float | None:
+        """The rate."""
+        return self._known
+
+    def read(self, nbytes: int, bytes_per_s: float, lower_bound: bool, round_trip_s: float = 0.0) -> None:
+        """Takes no reading."""
+
+
+def _slowest(emulate: Emulate, place: str, peer: str) -> OwnerClass | NodeClass | None:
+    """Gives the class whose link is between two roles, None where none is imitated.
+
+    An owner's is between it and everybody, a node's between it and the node before.
+    """
+    for name in (place, peer):
+        role, _, number = name.partition("-")
+        if role == "owner":
+            return emulate.owner(int(number))
+    ends = [int(name.removeprefix("node-")) for name in (place, peer) if name.startswith("node-")]
+    return emulate.node(max(ends)) if len(ends) == 2 else None
 
 
 class Crowd(Life):

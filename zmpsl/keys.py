@@ -23,9 +23,9 @@ from zmpsl.errors import JobError
 from zmpsl.whole_file import replacing
 
 __all__ = [
-    "ALLOWED_FILE", "KEY_ROLES", "LOOPBACK", "MANAGER_FILE", "Allowed", "AllowList", "KeyRole", "PublicKey",
-    "SecretKey", "Security", "add_member", "find_key", "read_allowed", "read_public", "read_secret", "revoke_member",
-    "security_from", "write_pair",
+    "ALLOWED_FILE", "KEY_ROLES", "LOOPBACK", "MANAGER_FILE", "MOST_PER_S", "Allowed", "AllowList", "KeyRole",
+    "PublicKey", "SecretKey", "Security", "add_member", "find_key", "limit_member", "read_allowed", "read_public",
+    "read_secret", "revoke_member", "security_from", "write_pair",
 ]  # fmt: skip
 
 KeyRole = Literal["owner", "compute", "aggregator", "manager", "operator"]
@@ -35,6 +35,8 @@ MANAGER_FILE = "manager.pub"
 
 Name = Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$")]
 Hex = Annotated[str, Meta(pattern=r"^[0-9a-f]{64}$")]
+MOST_PER_S = 1e18
+Rate = Annotated[float, Meta(gt=0, le=MOST_PER_S)]
 SECRET_MODE = 0o600
 
 
@@ -72,6 +74,8 @@ class Allowed(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omi
         public: The public key.
         place: The only place it may take, any of its role when empty.
         places: How many places it may hold at a time.
+        bytes_per_s: Most bytes per second that an owner with this key sends to one role; None for any.
+        messages_per_s: Most messages per second, the same.
     """
 
     name: Name
@@ -79,6 +83,8 @@ class Allowed(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omi
     public: Hex
     place: Annotated[str, Meta(max_length=64)] = ""
     places: Annotated[int, Meta(ge=1, le=65535)] = 1
+    bytes_per_s: Rate | None = None
+    messages_per_s: Rate | None = None
 
 
 class AllowList(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -147,9 +153,11 @@ def read_allowed(path: Path) -> AllowList:
     """Reads an allow-list.
 
     Raises:
-        JobError: There is none, it is damaged, or names or keys are in it twice.
+        JobError: There is none, it is damaged, names or keys are in it twice, or one has limits that its role cannot.
     """
     listed = _read(path, AllowList)
+    for member in listed.members:
+        _check_limits(member, path)
     for what in ("name", "public"):
         values = [getattr(member, what) for member in listed.members]
         twice = sorted({value for value in values if values.count(value) > 1})
@@ -177,9 +185,10 @@ def add_member(folder: Path, member: Allowed) -> None:
     """Puts a key on the allow-list of a folder.
 
     Raises:
-        JobError: The name or key is on it already, or it cannot be written.
+        JobError: The name or key is on it already, its role can have no such limits, or it cannot be written.
     """
     path = folder / ALLOWED_FILE
+    _check_limits(member, path)
     with _locked(folder):
         before = read_allowed(path) if path.exists() else AllowList()
         for each in before.members:
@@ -200,12 +209,30 @@ def revoke_member(folder: Path, name: str) -> Allowed:
     path = folder / ALLOWED_FILE
     with _locked(folder):
         before = read_allowed(path)
-        gone = next((each for each in before.members if each.name == name), None)
-        if gone is None:
-            names = ", ".join(each.name for each in before.members) or "nobody"
-            raise JobError(f"{path} does not have {name!r}; it has {names}")
+        gone = _named(before, name, path)
         _write_list(path, AllowList(members=tuple(each for each in before.members if each is not gone)))
     return gone
+
+
+def limit_member(folder: Path, name: str, **rates: float | None) -> Allowed:
+    """Changes what an owner's key may send; a running manager sees it within a second.
+
+    Args:
+        folder: Of keys.
+        name: Whose key.
+        rates: `bytes_per_s`, `messages_per_s` or both; None for any.
+
+    Raises:
+        JobError: It is not on the list, or of another role.
+    """
+    path = folder / ALLOWED_FILE
+    with _locked(folder):
+        before = read_allowed(path)
+        old = _named(before, name, path)
+        new = msgspec.structs.replace(old, **rates)
+        _check_limits(new, path)
+        _write_list(path, AllowList(members=tuple(new if each is old else each for each in before.members)))
+    return new
 
 
 def find_key(where: Path, roles: tuple[KeyRole, ...]) -> SecretKey:
@@ -264,6 +291,22 @@ def security_from(keys: Path | None, said: str, role: KeyRole) -> Security:
     return Security(key=key, manager=manager.public)
 
 
+def _named(listed: AllowList, name: str, path: Path) -> Allowed:
+    for each in listed.members:
+        if each.name == name:
+            return each
+    names = ", ".join(each.name for each in listed.members) or "nobody"
+    raise JobError(f"{path} does not have {name!r}; it has {names}")
+
+
+def _check_limits(member: Allowed, path: Path) -> None:
+    if member.role != "owner" and not (member.bytes_per_s is None and member.messages_per_s is None):
+        raise JobError(
+            f"{path}: {member.name} is for role {member.role}; bytes_per_s and messages_per_s are limits of what data"
+            " owners send, others have none"
+        )
+
+
 def _read(path: Path, kind: type[Kind]) -> Kind:
     try:
         value = yaml.safe_load(path.read_text(encoding="utf-8"))
@@ -271,10 +314,10 @@ def _read(path: Path, kind: type[Kind]) -> Kind:
     except OSError as error:
         raise JobError(f"cannot read {path}: {error.strerror}") from error
     except (yaml.YAMLError, msgspec.ValidationError, UnicodeDecodeError) as error:
-        # Not the parser's own text: it may quote a secret.
-        where = getattr(error, "problem_mark", None)
-        detail = f"line {where.line + 1}" if where is not None else str(error).split(" - ")[-1][:200]
-        raise JobError(f"{path} is no {kind.__name__} file ({detail}); make it again with: zmpsl keys") from None
+        # Of other files not the parser's own text: it may quote a secret.
+        where, text = getattr(error, "problem_mark", None), str(error)
+        detail = f"line {where.line + 1}" if where is not None else text if kind is AllowList else text.split(" - ")[-1]
+        raise JobError(f"{path} is no {kind.__name__} file ({detail[:200]}); make it again with: zmpsl keys") from None
 
 
 def _write_list(path: Path, listed: AllowList) -> None:

@@ -13,7 +13,7 @@ from zmpsl.descriptors import Descriptors
 from zmpsl.errors import JobError, JoinError, NetworkError, RemoteProtocolError, ZmpslError, error_for
 from zmpsl.keys import LOOPBACK, Security
 from zmpsl.life import Life, State, complain
-from zmpsl.messages import Join, Leave, Probe, Probed, Refused, ToManager, Unheard
+from zmpsl.messages import Join, Ping, Probe, Probed, Refused, ToManager, Unheard
 from zmpsl.roles.actions import Action, Tell
 from zmpsl.roles.manager import Manager
 from zmpsl.security import MAX_REJECTED, Guard
@@ -70,6 +70,7 @@ class ManagerNode(Life):
                 if security.allowed is None:
                     raise JobError("a manager with a key needs the list of who may take part (Security.allowed)")
                 self._guard = Guard(security.allowed, Gate(self._context))
+                manager.rates = self._guard.rates
             self._server = ControlServer(self._context, bind, advertise, security)
         except (NetworkError, JobError):
             self._context.term()
@@ -142,19 +143,32 @@ class ManagerNode(Life):
         if isinstance(message, Join):
             message = structs.replace(message, public="")
         if self._guard is not None:
-            held = [seat.join.public for seat in self.manager.roster]
+            seat = self.manager.roster.get(who)
+            user, holder = self._server.user, seat.join.public if seat else ""
             try:
-                message = self._guard.check(who, self._server.user, message, held)
+                message = self._guard.check(user, holder, message, self._held(who, user))
             except JoinError as error:
                 self.manager.board.notice(f"refused {type(message).__name__}: {error}")
                 self._server.send(who, Refused(exit_code=error.exit_code, text=str(error)))
                 return
+            except RemoteProtocolError:
+                self._server.rejected += 1
+                raise
         if isinstance(message, Probe):
             self._server.send(who, Probed(data=message.data))
             return
         self._perform(self.manager.hear(who, message))
-        if self._guard is not None and isinstance(message, Leave):
-            self._guard.forget(who)
+
+    def _held(self, who: bytes, user: str) -> Iterator[str]:
+        """Gives a key once per place that others hold with it: not who asks, nor whose connection is gone.
+
+        A process that was killed must not keep the one that follows it out, and who was cut off is itself there again.
+        """
+        for seat in self.manager.roster:
+            if seat.identity != who and seat.join.public == user:
+                self._perform(iter([Tell(seat.identity, Ping())]))
+                if seat.unreachable_since is None:
+                    yield user
 
     def _tell_losses(self) -> None:
         """Asks those of whom something was lost on the way to join again, in the order in which it was found out."""
@@ -170,11 +184,13 @@ class ManagerNode(Life):
     def _blame(self, error: RemoteProtocolError) -> None:
         """Counts what a member said and nobody may say; sends it away when it goes too far."""
         seat = self.manager.roster.get(self._server.who)
-        if seat is None:
+        if seat is None or seat.join.public != self._server.user:  # not its doing: somebody else took its name
             return
-        self._rejections[seat.place] += 1
-        if self._rejections[seat.place] >= MAX_REJECTED:
-            del self._rejections[seat.place]
+        # By key where there are keys: before there is a job, places may have any names.
+        name = seat.join.public or seat.place
+        self._rejections[name] += 1
+        if self._rejections[name] >= MAX_REJECTED:
+            del self._rejections[name]
             self._perform(self.manager.expel(seat.place, f"said {MAX_REJECTED} things nobody may say: {error}"))
 
     def _watch(self) -> None:
@@ -195,6 +211,7 @@ class ManagerNode(Life):
         except JobError as error:
             board.notice(f"the allow-list stays as it was: {error}")
             return
+        self._perform(self.manager.restrict(self._guard.rates))
         for seat in self.manager.roster:
             if seat.join.public in revoked:
                 why = f"was sent away: the key of {revoked[seat.join.public]} has been revoked"

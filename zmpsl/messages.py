@@ -48,14 +48,14 @@ from msgspec import Meta, Struct
 
 from zmpsl.errors import RemoteProtocolError
 from zmpsl.job.schema import Job
-from zmpsl.plan import Activation, Block, Footprint, Plan
+from zmpsl.plan import Activation, Block, Footprint, Plan, Rates
 from zmpsl.profiles import Profile
 from zmpsl.stats import Stats
 
 __all__ = [
     "Accuse", "Aside", "Begin", "Broken", "Committed", "Describe", "Described", "Evaluate", "Evaluated", "Finish",
     "FromManager", "Join", "Leave", "MaskKeys", "Measure", "Pause", "Paused", "Ping", "Prepared",
-    "Probe", "Probed", "Profiled", "Progress", "Publish", "Ready", "Refused", "SetAside", "Submit",
+    "Probe", "Probed", "Profiled", "Progress", "Publish", "Ready", "Refused", "Restrict", "SetAside", "Submit",
     "TakeUp", "ToManager", "Trained", "Trouble", "Unheard", "Welcome", "decode_from_manager", "decode_to_manager",
     "encode", "PROTOCOL",
 ]  # fmt: skip
@@ -277,6 +277,13 @@ class MaskKeys(Message, frozen=True, kw_only=True, tag=True):
     keys: dict[Name, MaskKey]
 
 
+class Restrict(Message, frozen=True, kw_only=True, tag=True):
+    """What the owners' keys may send has changed; said to those who look: compute nodes and the aggregator."""
+
+    plan: int
+    rates: dict[int, Rates]
+
+
 class Begin(Message, frozen=True, kw_only=True, tag=True):
     """Train this round."""
 
@@ -343,8 +350,8 @@ OfPlan = Progress | Trained | Prepared | Evaluated | Broken | Aside
 FromMember = Described | Profiled | Ready | Paused | OfPlan | Trouble | Accuse | Leave
 ToManager = Join | Submit | Probe | FromMember
 FromManager = (
-    Refused | Welcome | Describe | Measure | Publish | Pause | MaskKeys | Begin | Committed | Evaluate | Finish | Ping
-    | Probed | SetAside | TakeUp | Unheard
+    Refused | Welcome | Describe | Measure | Publish | Pause | MaskKeys | Restrict | Begin | Committed | Evaluate
+    | Finish | Ping | Probed | SetAside | TakeUp | Unheard
 )  # fmt: skip
 
 _ENCODER = msgspec.msgpack.Encoder()

@@ -24,6 +24,7 @@ __all__ = [
     "Footprint",
     "Peer",
     "Plan",
+    "Rates",
     "check_cuts",
     "check_exposure",
     "even_cuts",
@@ -100,6 +101,17 @@ class Peer(Struct, frozen=True, array_like=True):
     public: str = ""
 
 
+class Rates(Struct, frozen=True, array_like=True):
+    """What an owner may send to one role at most, per second; None for any."""
+
+    bytes_per_s: float | None = None
+    messages_per_s: float | None = None
+
+    def __str__(self) -> str:
+        said = [("bytes/s", self.bytes_per_s), ("messages/s", self.messages_per_s)]
+        return ", ".join(f"{rate:,.10g} {unit}" for unit, rate in said if rate is not None)
+
+
 class Plan(Struct, frozen=True, kw_only=True):
     """One published plan.
 
@@ -121,6 +133,7 @@ class Plan(Struct, frozen=True, kw_only=True):
         in_flight: Most owners that train at a time; 0 for all.
         recompute: Whether each compute node computes activations again instead of keeping them; empty for none.
         kept: With `optimizer.state: keep`, the round whose optimiser state counts, by owner; no owner that has none.
+        rates: What the owners' keys may send, by owner; no owner whose key has no limits.
     """
 
     version: int
@@ -140,6 +153,7 @@ class Plan(Struct, frozen=True, kw_only=True):
     in_flight: int = 0
     recompute: tuple[bool, ...] = ()
     kept: dict[int, int] = {}
+    rates: dict[int, Rates] = {}
 
     @property
     def may_set_aside(self) -> bool:

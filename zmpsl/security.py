@@ -16,7 +16,7 @@ import msgspec
 from zmpsl.errors import JobError, JoinError, RemoteProtocolError
 from zmpsl.keys import Allowed, read_allowed
 from zmpsl.messages import Join, Submit, ToManager
-from zmpsl.plan import Plan
+from zmpsl.plan import Plan, Rates
 from zmpsl.station import sender_of
 from zmpsl.transport.curve import CONTROL, DATA, Gate
 from zmpsl.transport.task import Task
@@ -47,35 +47,39 @@ class Guard:
         self._gate = gate
         self._stamp = self._look()
         self._members = read_allowed(path).by_key()
-        self._speakers: dict[bytes, str] = {}
         self._told: set[str] = set()
         gate.allow(CONTROL, frozenset(self._members), final=True)
 
-    def check(self, who: bytes, user: str, message: ToManager, held: Iterable[str]) -> ToManager:
+    @property
+    def rates(self) -> dict[str, Rates]:
+        """What keys may send, of those that have limits."""
+        found = {key: Rates(member.bytes_per_s, member.messages_per_s) for key, member in self._members.items()}
+        return {key: rates for key, rates in found.items() if rates != Rates()}
+
+    def check(self, user: str, holder: str, message: ToManager, held: Iterable[str]) -> ToManager:
         """Checks a message; gives it with the key it came with.
 
+        Nothing is kept of who speaks: a connection may give itself any name, and what it says without a place is not
+        heard. What counts is the name that a member has joined under.
+
         Args:
-            who: The connection's name for itself.
             user: The key of the connection.
+            holder: The key of the member that has joined under the connection's name, empty where none has.
             message: What was said.
-            held: The keys of all members that hold a place, once per place.
+            held: The keys of all others that hold a place, once per place; only looked at when somebody joins.
 
         Raises:
-            RemoteProtocolError: The key has been revoked, or another one has spoken under that name.
+            RemoteProtocolError: The key has been revoked, or it is another's name.
             JoinError: The key is not for that role or place, or holds as many as it may.
         """
         member = self._members.get(user)
         if member is None:
             raise RemoteProtocolError(f"{type(message).__name__} with key {user[:8]}..., which is not in {self._path}")
-        if self._speakers.setdefault(who, user) != user:
+        if holder not in ("", user):
             raise RemoteProtocolError(f"{member.name} says {type(message).__name__} in the name of another connection")
         if isinstance(message, Submit) and member.role not in ("operator", "owner"):
             raise JoinError(f"the key of {member.name} is for role {member.role}; jobs are submitted by operators")
         return self._check_join(member, message, held) if isinstance(message, Join) else message
-
-    def forget(self, who: bytes) -> None:
-        """A connection's name is free again."""
-        self._speakers.pop(who, None)
 
     def refresh(self) -> list[tuple[str, str]]:
         """Reads the list again when its file has changed.
@@ -183,9 +187,11 @@ class Border:
     def tell_strangers(self) -> None:
         """Logs who was not let in, ever more rarely."""
         for denial in self._gate.denials() if self._gate is not None else []:
+            if denial.address not in self._refused and len(self._refused) >= MAX_TOLD:
+                continue
             self._refused[denial.address] += 1
             count = self._refused[denial.address]
-            if count & (count - 1) == 0 and len(self._refused) <= MAX_TOLD:
+            if count & (count - 1) == 0:
                 log.warning(
                     "refused a connection from %s: its key %s... is not in the plan (%d so far)",
                     denial.address, denial.public[:16], count,

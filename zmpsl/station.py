@@ -72,6 +72,7 @@ class Station:
         self._order = count()
         self._far: frozenset[str] = frozenset()  # peers whose address is none of this host alone
         member.links = self.traffic  # type: ignore[method-assign]
+        member.restrict = lambda rates: self.quota.limit(rates)  # type: ignore[method-assign]
 
     def disconnect(self) -> None:
         """Forgets peers and all that waits; what is under way on the links is lost."""
@@ -83,6 +84,7 @@ class Station:
         """Makes an outbox for every peer of the plan."""
         job, keys = action.plan.job, {peer.name: peer.public for peer in action.plan.peers}
         self.quota = Quota(job.network.credit_bytes, job.guard.bytes_per_s, job.guard.messages_per_s)
+        self.quota.limit(action.plan.rates)
         self._far = frozenset(name for name, endpoint in action.peers.items() if leaves_host(endpoint))
         for name in action.peers:
             me = self.member.place

@@ -28,7 +28,8 @@ class Guard(Settings, frozen=True, forbid_unknown_fields=True, kw_only=True):
         Meta(
             description=(
                 "most bytes per second, with headers, that an owner sends to one role over the time of a plan; ten"
-                " seconds' worth, and no less than `network.credit_bytes`, may come at once; null: any"
+                " seconds' worth, and no less than `network.credit_bytes`, may come at once; where the owner's key has"
+                " a limit in the allow-list too, the stricter holds; null: any"
             )
         ),
     ] = None
@@ -37,7 +38,7 @@ class Guard(Settings, frozen=True, forbid_unknown_fields=True, kw_only=True):
         Meta(
             description=(
                 "most messages per second of an owner to one role, a chunk of 1 MiB each; ten seconds' worth may come"
-                " at once; null: any"
+                " at once; where the owner's key has a limit in the allow-list too, the stricter holds; null: any"
             )
         ),
     ] = None

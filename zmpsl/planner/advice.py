@@ -169,12 +169,13 @@ def micro_problem(measured: Measured, samples: int) -> Problem:
 
     fixed = [one.profile.slow_down * one.profile.task_s for one in measured.nodes]
     under_way = m if job.train.schedule == "gpipe" else min(m, job.parts)
-    # Activations a node keeps: so many micro-batches of so many samples, against those that `problem_of` counted.
-    grow = under_way * samples / (measured.in_flight * micro_samples(job))
+    # Activations a node keeps: so many micro-batches of so many samples, or one of them where it runs forward again,
+    # against those that `problem_of` counted.
+    grow = (1 if measured.recomputes else under_way / measured.in_flight) * samples / micro_samples(job)
     blocks: list[BlockCost] = []
     for index, cost in enumerate(problem.blocks, problem.first_block):
         replicas = 0 if job.planning.memory_model == "paper" else measured.replicas or job.owners
-        saved = replicas * measured.in_flight * measured.block(index).saved_bytes
+        saved = (1 if measured.recomputes else replicas * measured.in_flight) * measured.block(index).saved_bytes
         need = cost.memory_bytes + (grow - 1) * saved
         blocks.append(
             msgspec.structs.replace(

@@ -8,10 +8,11 @@ model `paper`, the d_j of MP-SL (2402.00208) eq. (8): K * (weights + output acti
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from itertools import pairwise
 
 from msgspec import Struct
+from msgspec.structs import replace
 
 from zmpsl.errors import JobError
 from zmpsl.job.emulation import NodeClass, OwnerClass, PartSeconds
@@ -48,7 +49,7 @@ ACCUMULATOR = 4
 class MeasuredNode(Struct, frozen=True):
     """A compute node with its profile; `memory_bytes` and `link` are None where there is no limit and no news.
 
-    `link_from` says where the link's figures are from.
+    `link_from` says where the link's figures are from; `recompute` whether it runs forward again before backward.
     """
 
     name: str
@@ -56,6 +57,7 @@ class MeasuredNode(Struct, frozen=True):
     memory_bytes: float | None = None
     link: NodeLink | None = None
     link_from: str = ""
+    recompute: bool = False
 
 
 class Measured(Struct, frozen=True):
@@ -123,6 +125,18 @@ class Measured(Struct, frozen=True):
         gpipe = self.job.train.schedule == "gpipe"
         return self.micro_batches if gpipe else min(self.micro_batches, self.job.parts)
 
+    @property
+    def recomputes(self) -> bool:
+        """Whether all nodes run forward again before backward, instead of keeping activations."""
+        return all(node.recompute for node in self.nodes)
+
+    def with_recompute(self, nodes: Collection[str] | None = None) -> Measured:
+        """Gives the same with nodes that run forward again: those named, or all."""
+        return replace(
+            self,
+            nodes=tuple(replace(node, recompute=nodes is None or node.name in nodes) for node in self.nodes),
+        )
+
     def block(self, index: int) -> BlockProfile:
         """Gives a block's bytes, which are the same on every device."""
         found = self.nodes[0].profile.blocks.get(index) or self.owner.blocks.get(index)
@@ -143,7 +157,7 @@ def problem_of(measured: Measured) -> Problem:
     blocks, m = [], measured.micro_batches
     for index in range(first, last):
         one = measured.block(index)
-        time = _times(measured.nodes[0].profile, [one], m)[0]
+        time = _times(measured.nodes[0].profile, [one], m, measured.nodes[0].recompute)[0]
         need = _memory(measured, one)
         blocks.append(
             BlockCost(one.name, time.forward_s, time.backward_s, time.update_s, need, float(one.parameter_bytes))
@@ -170,8 +184,11 @@ def chain_of(measured: Measured, bounds: Sequence[int], order: Sequence[str]) ->
     nodes = {node.name: node for node in measured.nodes}
     pairs = zip(order, range(1, len(bounds) - 2), strict=True)
     parts = tuple(
-        _part(nodes[name].profile, range(bounds[p], bounds[p + 1]), measured.micro_batches) for name, p in pairs
-    )
+        _part(
+            nodes[name].profile, range(bounds[p], bounds[p + 1]), measured.micro_batches, again=nodes[name].recompute
+        )
+        for name, p in pairs
+    )  # fmt: skip
     links = tuple(nodes[name].link or own_link(nodes[name].profile) for name in order[1:])
     return Chain(parts, links)
 
@@ -253,14 +270,17 @@ def packings_of(measured: Measured, nodes: int) -> tuple[list[Packing], list[Pac
     return there, [measured.packing.get(f"{b}>{a}", Packing()) for a, b in pairwise(places)]
 
 
-def _times(profile: Profile, blocks: Sequence[BlockProfile], m: int) -> list[BlockTime]:
+def _times(profile: Profile, blocks: Sequence[BlockProfile], m: int, again: bool = False) -> list[BlockTime]:
+    """Gives seconds of whole batches; with `again` backward runs forward once more."""
     by = profile.slow_down
     return [
         BlockTime(
-            by * m * one.forward.median_s, by * m * one.backward.median_s, by * one.update.median_s
+            by * m * one.forward.median_s,
+            by * m * (one.backward.median_s + again * one.forward.median_s),
+            by * one.update.median_s,
         )
         for one in blocks
-    ]  # fmt: skip
+    ]
 
 
 def _fixed_s(profile: Profile, m: int) -> float:
@@ -268,9 +288,9 @@ def _fixed_s(profile: Profile, m: int) -> float:
     return profile.slow_down * (m * profile.task_s + profile.step_s / 2)
 
 
-def _part(profile: Profile, indices: range, m: int, back: int = 1) -> PartTime:
+def _part(profile: Profile, indices: range, m: int, back: int = 1, again: bool = False) -> PartTime:
     """Sums a part's blocks; backward is a task of its own, but not in the model's last part (`back` 0)."""
-    times = _times(profile, [profile.blocks[index] for index in indices], m)
+    times = _times(profile, [profile.blocks[index] for index in indices], m, again)
     tasks = profile.slow_down * m * profile.task_s
     return PartTime(
         tasks + math.fsum(time.forward_s for time in times),
@@ -285,7 +305,8 @@ def _slower(part: PartTime, factor: float) -> PartTime:
 
 def _spec(measured: Measured, node: MeasuredNode) -> NodeSpec:
     blocks = [node.profile.blocks[index] for index in range(measured.first_cut, measured.last_cut)]
-    times, m = _times(node.profile, blocks, measured.micro_batches), measured.micro_batches
+    m = measured.micro_batches
+    times = _times(node.profile, blocks, m, node.recompute)
     return NodeSpec(
         node.name, memory_bytes=node.memory_bytes, overhead_s=_fixed_s(node.profile, m), link=node.link,
         times=tuple(times), max_share=measured.job.privacy.max_share,
@@ -297,21 +318,25 @@ def _spec(measured: Measured, node: MeasuredNode) -> NodeSpec:
 def _memory(measured: Measured, block: BlockProfile) -> float:
     """Bytes a node needs for one block.
 
-    Base and accumulator once; weights, gradients, optimiser state and what autograd keeps for every replica.
+    Base and accumulator once; weights, gradients, optimiser state and what autograd keeps for every replica, or where
+    all nodes run forward again for the one that is being worked on.
     """
     if measured.job.planning.memory_model == "paper":
         output = measured.micro_batches * block.output_bytes
         return float(measured.job.owners * (block.parameter_bytes + output))
     replicas = measured.replicas or measured.job.owners
-    saved = measured.in_flight * block.saved_bytes
-    replica = block.state_bytes + block.parameter_bytes + block.optimizer_bytes + saved
-    return float((1 + ACCUMULATOR) * block.state_bytes + replicas * replica)
+    replica = block.state_bytes + block.parameter_bytes + block.optimizer_bytes
+    saved = block.saved_bytes if measured.recomputes else replicas * measured.in_flight * block.saved_bytes
+    return float((1 + ACCUMULATOR) * block.state_bytes + replicas * replica + saved)
 
 
 def _cut(measured: Measured, cut: int) -> CutCost:
-    """What crosses a cut, and the buffers it takes: every micro-batch in flight, received or not yet sent."""
+    """What crosses a cut, and the buffers it takes: every micro-batch in flight, received or not yet sent.
+
+    Where nodes run forward again, they keep what they have received besides.
+    """
     size = measured.block(cut - 1).output_bytes
     batch = float(measured.micro_batches * size)
     paper = measured.job.planning.memory_model == "paper"
     buffers = 0.0 if paper else float((measured.replicas or measured.job.owners) * measured.in_flight * size)
-    return CutCost(batch, batch, buffers)
+    return CutCost(batch, batch, (1 + measured.recomputes) * buffers)

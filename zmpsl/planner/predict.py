@@ -120,6 +120,19 @@ def owners_to_fill(measured: Measured, bounds: Sequence[int], order: Sequence[st
     return pace(*_flow(measured, bounds, order, 1)).owners_to_fill
 
 
+def batch_s(measured: Measured, bounds: Sequence[int], order: Sequence[str], in_flight: int) -> float:
+    """Gives the seconds from one batch to the next with so many owners in flight: the pace, while they fill the pipe.
+
+    Args:
+        measured: What was measured.
+        bounds: Of all P parts, P + 1 block numbers.
+        order: Names of the nodes, in hop order.
+        in_flight: Owners that train at a time.
+    """
+    flow = pace(*_flow(measured, bounds, order, 1), measured.micro_batches)
+    return flow.pace_s * max(1.0, flow.owners_to_fill / in_flight)
+
+
 def _flow(
     measured: Measured, bounds: Sequence[int], order: Sequence[str], batches: int | tuple[int, ...]
 ) -> tuple[Chain, Owners, Transfers]:

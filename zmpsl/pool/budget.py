@@ -12,7 +12,7 @@ from pathlib import Path
 from zmpsl.errors import JobError
 from zmpsl.job.schema import MEMORY_PATTERN
 
-__all__ = ["Limits", "Watch", "limits_here", "parse_memory", "readable", "room_of"]
+__all__ = ["Limits", "Watch", "limits_here", "parse_memory", "parse_size", "readable", "room_of"]
 
 _UNITS = {"B": 1, **{f"{letter}B": 1000 ** (n + 1) for n, letter in enumerate("kMGT")}}
 _UNITS |= {f"{letter}iB": 1024 ** (n + 1) for n, letter in enumerate("KMGT")}
@@ -53,6 +53,19 @@ def parse_memory(value: int | str, whole: int) -> int:
         raise JobError(f"memory {value!r} is no budget; write bytes, a size such as 4GiB, or a share such as 80%")
     number, unit = re.sub(r"[ %A-Za-z]+$", "", value), value.lstrip("0123456789. ")
     return int(float(number) * (whole / 100 if unit == "%" else _UNITS[unit]))
+
+
+def parse_size(text: str) -> int:
+    """Gives a size in bytes: digits alone, or with a unit, such as `5MiB`.
+
+    Raises:
+        JobError: The text is none.
+    """
+    if text.isdigit():
+        return int(text)
+    if text.endswith("%") or not re.match(MEMORY_PATTERN, text):
+        raise JobError(f"{text!r} is no size; write bytes, or a size such as 5MiB")
+    return parse_memory(text, 0)
 
 
 def room_of(setting: int | str, limits: Limits, sharers: int) -> int | None:

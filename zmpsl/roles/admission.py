@@ -12,17 +12,21 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 
 from zmpsl.errors import JobError
 from zmpsl.job.schema import Job
 from zmpsl.messages import Join
+from zmpsl.observe.readable import some
 from zmpsl.plan import Block, Footprint, node_name, owner_name
 from zmpsl.pool.account import PartMemory, fitting, part_memory
 from zmpsl.pool.budget import Limits, readable, room_of
 
 __all__ = ["Admission", "Filling", "Places", "rooms_of"]
+
+# Forward is run again only where batches then follow one another in this share of the time: predictions are not exact.
+WORTH = 0.9
 
 
 class Admission:
@@ -159,6 +163,7 @@ class Places:
         bounds: Of the parts.
         footprints: Of the blocks, empty where not known.
         joins: By place, what those who take part said of themselves.
+        batch_s: Gives seconds per batch with so many owners in flight if nodes run forward again, None if unknown.
 
     Attributes:
         rooms: Bytes each compute node has for its part, None where nobody knows.
@@ -177,6 +182,7 @@ class Places:
         bounds: Sequence[int],
         footprints: tuple[Footprint, ...],
         joins: Mapping[str, Join],
+        batch_s: Callable[[int, Collection[str]], float | None] | None = None,
     ) -> None:
         self.rooms = rooms_of(job, joins)
         self.parts = [part_memory(job, blocks, bounds, footprints, hop + 1) for hop in range(job.nodes)]
@@ -184,10 +190,10 @@ class Places:
         owners = [place for place in map(owner_name, range(job.owners)) if place in joins]
         least = 1 if job.owners_in_flight == "auto" else min(job.owners_in_flight, len(owners))
         most = len(owners) if job.owners_in_flight == "auto" else least
-        for hop, (memory, room) in enumerate(zip(self.parts, self.rooms, strict=True)):
-            tight = room is not None and memory.need(least) > room
-            if job.recompute == "always" or (job.recompute == "auto" and tight):
-                self.parts[hop] = replace(memory, recompute=True)
+        if job.recompute == "always":
+            self.parts = [replace(memory, recompute=True) for memory in self.parts]
+        elif job.recompute == "auto":
+            self._save_memory(least, most, batch_s or (lambda _owners, _again: None))
         fit = min(self._fitting(hop, least, most) for hop in range(job.nodes))
         self.training = Admission(owners, fit)
         self.evaluating = Admission(owners, min(self._evaluating(hop, fit, len(owners)) for hop in range(job.nodes)))
@@ -199,7 +205,35 @@ class Places:
             for hop, (memory, room) in enumerate(zip(self.parts, self.rooms, strict=True))
         ]
         fills = f"; {now} should fill the chain, so {now} begin" if now < fit else ""
-        return f"{fit} of {len(self.training.owners)} owners can train at a time: {', '.join(each)}{fills}"
+        again = some(self.recompute)
+        twice = f"; forward is run again before backward, to need less (recompute), on {again}" if again else ""
+        return f"{fit} of {len(self.training.owners)} owners can train at a time: {', '.join(each)}{fills}{twice}"
+
+    @property
+    def recompute(self) -> list[str]:
+        """Nodes that run forward again before backward."""
+        return _again(self.parts)
+
+    def _save_memory(self, least: int, most: int, batch_s: Callable[[int, Collection[str]], float | None]) -> None:
+        """Has nodes run forward again that else could not hold enough owners, or so few that the chain is not full."""
+        for hop, (memory, room) in enumerate(zip(self.parts, self.rooms, strict=True)):
+            less = replace(memory, recompute=True)
+            if room is not None and less.need(least) <= room < memory.need(least):
+                self.parts[hop] = less
+        while True:
+            fits = [fitting(memory, room, most) for memory, room in zip(self.parts, self.rooms, strict=True)]
+            fewest = min(fits)
+            tried = [
+                replace(memory, recompute=memory.recompute or fit == fewest)
+                for memory, fit in zip(self.parts, fits, strict=True)
+            ]
+            more = min(fitting(memory, room, most) for memory, room in zip(tried, self.rooms, strict=True))
+            if not least <= fewest < more:
+                return
+            before, after = batch_s(fewest, _again(self.parts)), batch_s(more, _again(tried))
+            if before is None or after is None or after > WORTH * before:
+                return
+            self.parts = tried
 
     def _fitting(self, hop: int, least: int, most: int) -> int:
         memory, room = self.parts[hop], self.rooms[hop]
@@ -214,6 +248,10 @@ class Places:
             return owners
         left = room - memory.need_evaluating(0, replicas)
         return max(1, min(owners, left // memory.evaluation_slot))
+
+
+def _again(parts: Sequence[PartMemory]) -> list[str]:
+    return [node_name(hop) for hop, memory in enumerate(parts) if memory.recompute]
 
 
 def _too_small(hop: int, bounds: Sequence[int], memory: PartMemory, room: int, owners: int) -> str:

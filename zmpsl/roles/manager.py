@@ -89,8 +89,8 @@ class Manager(Yielding):
         if now - self._pinged_at >= PING_EVERY_S and self.phase is not Phase.OVER:
             self._pinged_at = now
             self.board.tell_progress(self.phase.value, self.round)
-            for seat in self.roster:
-                yield Tell(seat.identity, Ping())
+            for identity in [*(seat.identity for seat in self.roster), *self._observers]:  # who is gone is found out
+                yield Tell(identity, Ping())
             yield from self._fill_the_chain(now)
             yield from self._give_places(now)
         yield from self._look_around(now)

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from enum import Enum
 from pathlib import Path
 
 from zmpsl.checkpoint import Record
 from zmpsl.job.schema import Job
 from zmpsl.messages import Described, Finish, FromManager
-from zmpsl.plan import Block, Plan
+from zmpsl.plan import Block, Plan, Rates
 from zmpsl.roles.actions import Action, Stop, Tell
 from zmpsl.roles.admission import Admission, Filling
 from zmpsl.roles.asides import Asides, Stalls
@@ -63,6 +63,7 @@ class ManagerState(ABC):
         self.recovery = Recovery()
         if resume is not None and resume.owners:
             self.recovery.seal.keep(resume.owners)
+        self.rates: Mapping[str, Rates] = {}  # what keys may send, of those that have limits
         self._observers: set[bytes] = set()
         self._waiting: set[str] = set()
         self._since: float | None = None

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 from msgspec.structs import replace
@@ -34,12 +34,13 @@ from zmpsl.messages import (
     Progress,
     Publish,
     Refused,
+    Restrict,
     SetAside,
     TakeUp,
     Trouble,
     Welcome,
 )
-from zmpsl.plan import AGGREGATOR, Activation, Plan
+from zmpsl.plan import AGGREGATOR, Activation, Plan, Rates
 from zmpsl.pool.budget import Limits
 from zmpsl.pool.spill import KeptStates, SpillStats
 from zmpsl.roles.actions import Action, Disconnect, Say, Stop
@@ -97,6 +98,9 @@ class Member:
         """What was sent on each kind of link since the start; the driver puts its own counters here."""
         return {}
 
+    def restrict(self, rates: Mapping[int, Rates]) -> None:
+        """Learns what owners may send from now on; the driver, which counts what comes, puts its own here."""
+
     def busy(self) -> bool:
         """Tells whether work goes on that is only imitated; a driver that imitates puts its own here."""
         return False
@@ -143,6 +147,8 @@ class Member:
                 yield from self._publish(message.plan)
             case Pause():
                 yield from self._pause(message.plan)
+            case Restrict() if self.plan is not None and message.plan == self.plan.version:
+                self.restrict(message.rates)
             case MaskKeys() if self.plan is not None and message.plan == self.plan.version:
                 self.agree(message)
             case SetAside() | TakeUp() if self.plan is not None and message.round == self.round:

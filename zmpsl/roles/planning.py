@@ -11,7 +11,7 @@ the run, for when it goes on.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 
 import msgspec
@@ -22,24 +22,21 @@ from zmpsl.job.schema import Job
 from zmpsl.messages import Measure, Profiled, Welcome
 from zmpsl.plan import AGGREGATOR, Block, check_cuts, fingerprint, micro_samples, node_name, owner_name
 from zmpsl.planner.learned import Learned, learn
-from zmpsl.planner.measured import Measured, MeasuredNode, link_of, problem_of
+from zmpsl.planner.measured import Measured, MeasuredNode, link_of
 from zmpsl.planner.pieces import Split, choose, in_pieces, mixes_samples, with_pieces
-from zmpsl.planner.predict import Prediction, owners_to_fill, predict
-from zmpsl.planner.problem import NodeLink, Problem
-from zmpsl.planner.solution import Solution
-from zmpsl.planner.solver import solve, solve_in_order
-from zmpsl.planner.stages import node_types
+from zmpsl.planner.predict import Prediction, batch_s, owners_to_fill, predict
+from zmpsl.planner.problem import NodeLink
+from zmpsl.planner.solution import Infeasible, Solution
 from zmpsl.profiles import Profile, cut_profile, read_profile
 from zmpsl.roles.actions import Action, Tell
 from zmpsl.roles.admission import rooms_of
 from zmpsl.roles.better_cuts import Better, better_cuts
 from zmpsl.roles.learning import Kept, with_links
 from zmpsl.roles.roster import Roster, Seat
+from zmpsl.roles.solving import cuts_of, solved
 from zmpsl.stats import Stats
 
 __all__ = ["CutPlanning", "measured_of"]
-
-SOLVE_S = 10.0
 
 
 def measured_of(job: Job, owner: Profile, nodes: dict[str, Profile]) -> Measured:
@@ -94,9 +91,7 @@ class CutPlanning:
         batches: Batches of every owner in one round, by place; filled by the manager.
     """
 
-    def __init__(
-        self, job: Job, blocks: tuple[Block, ...], roster: Roster, given: tuple[int, ...] = ()
-    ) -> None:  # fmt: skip
+    def __init__(self, job: Job, blocks: tuple[Block, ...], roster: Roster, given: tuple[int, ...] = ()) -> None:
         self.job = job
         self._given = given
         self.blocks = blocks
@@ -164,14 +159,12 @@ class CutPlanning:
             self._keep_given()
             return
         seats = self._nodes()
-        measured = self._take(seats)
         # What the job says of node-0 holds for whoever has that place now.
         named = [*self.job.emulate.slow_down, *self.job.planning.named_nodes, *(seat.join.place for seat in seats)]
         fixed = bool(self.job.emulate.nodes) or any(name.startswith("node") for name in named)
-        measured = self._decide(measured, lambda one: _cut(one, _solve(problem_of(one), self.job, fixed)))
-        self.solution = _solve(problem_of(measured), self.job, fixed)
+        measured, self.solution = self._best(self._take(seats), fixed)
         pieces = self.solution.pieces
-        self.bounds, _ = _cut(measured, self.solution)
+        self.bounds, _ = cuts_of(measured, self.solution)
         names = {piece.node: node_name(hop) for hop, piece in enumerate(pieces)}
         nodes = {
             names[node.name]: msgspec.structs.replace(node, name=names[node.name])
@@ -192,6 +185,28 @@ class CutPlanning:
             if seat.place != before:
                 yield Tell(seat.identity, Welcome(place=seat.place, job=self.job))
         self._note_hosts()
+
+    def _best(self, measured: Measured, fixed: bool) -> tuple[Measured, Solution]:
+        """Solves; where no split fits, and the job allows it, with nodes that run forward again before backward."""
+        try:
+            measured = self._decide(measured, lambda one: cuts_of(one, solved(one, self.job, fixed)))
+            return measured, solved(measured, self.job, fixed)
+        except Infeasible:
+            if self.job.recompute != "auto" or measured.recomputes:
+                raise
+            return self._best(measured.with_recompute(), fixed)
+
+    def recompute(self, nodes: Collection[str]) -> None:
+        """Takes in which nodes run forward again, now that it is known what fits."""
+        if self._measured is not None:
+            self._measured = self._measured.with_recompute(nodes)
+
+    def batch_s(self, in_flight: int, recompute: Collection[str]) -> float | None:
+        """Gives seconds per batch with so many owners in flight and nodes that run forward again, None if unknown."""
+        if self._measured is None:
+            return None
+        order = [node.name for node in self._measured.nodes]
+        return batch_s(self._measured.with_recompute(recompute), self.bounds, order, in_flight)
 
     def _leave_out(self, unused: list[str], used: list[str], fixed: bool) -> None:
         """Takes nodes without blocks out of the job; where no node is named, what it says of links is by position."""
@@ -377,18 +392,6 @@ class CutPlanning:
         # As many owners as fit are in flight, so the cuts must leave room for one; or for those the job asks for.
         replicas = 1 if self.job.owners_in_flight == "auto" else self.job.owners_in_flight
         measured = msgspec.structs.replace(measured, nodes=nodes, replicas=replicas)
+        if self.job.recompute == "always":
+            measured = measured.with_recompute()
         return with_links(measured, self._learned, self._places())
-
-
-def _solve(problem: Problem, job: Job, fixed: bool) -> Solution:
-    """Solves with the job's backend; nodes that differ and must keep their order need no search for one."""
-    if fixed and len(node_types(problem)) > 1:
-        return solve_in_order(problem)
-    return solve(problem, job.planning.solver, SOLVE_S)
-
-
-def _cut(measured: Measured, solution: Solution) -> tuple[tuple[int, ...], list[str]]:
-    """Gives the bounds of all parts and the nodes in hop order."""
-    pieces = solution.pieces
-    bounds = (0, pieces[0].first, *(piece.stop for piece in pieces), measured.owner.model_blocks)
-    return bounds, [piece.node for piece in pieces]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 from msgspec.structs import replace
 
@@ -12,13 +12,14 @@ from zmpsl.errors import JobError, LocalProtocolError
 from zmpsl.job.emulate import words
 from zmpsl.job.load import dump_job
 from zmpsl.job.schema import Job
-from zmpsl.messages import Describe, Described, Publish
+from zmpsl.messages import Describe, Described, Publish, Restrict
 from zmpsl.plan import (
     AGGREGATOR,
     Block,
     Footprint,
     Peer,
     Plan,
+    Rates,
     check_cuts,
     check_exposure,
     fingerprint,
@@ -106,10 +107,15 @@ class Publishing(Recovering):
         start, digests = self._resume_point(blocks)
         self.recovery.seal.settle()
         joins = {seat.place: seat.join for seat in self.roster}
-        places = Places(job, blocks, bounds, self._described_as.footprints, joins)
+        cutting = self._cutting if self._cutting is not None and self._cutting.bounds == bounds else None
+        pace = None if cutting is None else cutting.batch_s
+        places = Places(job, blocks, bounds, self._described_as.footprints, joins, pace)
         self._training, self._evaluating = places.training, places.evaluating
-        if job.owners_in_flight == "auto" and self._cutting is not None and self._cutting.bounds == bounds:
-            self._training.aim(self._cutting.to_fill())
+        if cutting is not None:
+            cutting.recompute(places.recompute)
+            if job.owners_in_flight == "auto":
+                self._training.aim(cutting.to_fill())
+        owners = tuple(self._owner_peer(owner_name(index)) for index in range(job.owners))
         self.plan = plan = Plan(
             version=version,
             run=self._run,
@@ -119,7 +125,7 @@ class Publishing(Recovering):
             bounds=bounds,
             aggregator=self.roster.peer(AGGREGATOR),
             nodes=tuple(self.roster.peer(node_name(hop)) for hop in range(job.nodes)),
-            owners=tuple(self._owner_peer(owner_name(index)) for index in range(job.owners)),
+            owners=owners,
             start_round=start,
             digests=digests,
             stored=self.record.bounds if start and self.record is not None and self.record.bounds != bounds else (),
@@ -128,6 +134,7 @@ class Publishing(Recovering):
             in_flight=places.training.most,
             recompute=tuple(memory.recompute for memory in places.parts),
             kept=self.record.kept if start and self.record is not None and job.optimizer.keeps else {},
+            rates=self._rates_of(owners),
         )
         self._asides = Asides(peer.name for peer in plan.nodes)
         self._stalls = Stalls(job.recover.stalled_s if plan.may_set_aside else "never", job.owners)
@@ -135,7 +142,7 @@ class Publishing(Recovering):
         self.board.planned(plan)
         if job.emulate.owners or job.emulate.nodes:
             self.board.notice(words(job))
-        if self._training.limit < len(plan.active):
+        if self._training.limit < len(plan.active) or (places.recompute and job.recompute == "auto"):
             self.board.notice(str(places))
         self.phase, self._since, self._late = Phase.BUILDING, None, frozenset()
         for seat in self.roster:
@@ -145,6 +152,31 @@ class Publishing(Recovering):
                 seat.planned, seat.ready, seat.paused = True, False, 0
         for identity in self._everybody():
             yield Tell(identity, Publish(plan=plan))
+
+    def restrict(self, rates: Mapping[str, Rates]) -> Iterator[Action]:
+        """Learns what keys may send; tells those who look, where that has changed for an owner of the plan.
+
+        Args:
+            rates: By public key, of those that have limits.
+        """
+        if rates == self.rates:
+            return
+        before, self.rates, plan = self.rates, rates, self.plan
+        if plan is None or self.phase in (Phase.RECOVERING, Phase.OVER):
+            return  # the next plan has them
+        changed = [peer for peer in plan.owners if rates.get(peer.public) != before.get(peer.public)]
+        if not changed:
+            return
+        for peer in changed:
+            now = rates.get(peer.public, "what the job allows")
+            self.board.notice(f"the key of {peer.name} may send {now} from now on")
+        self.plan = replace(plan, rates=self._rates_of(plan.owners))
+        for seat in self.roster:
+            if seat.planned and seat.join.role != "owner":
+                yield Tell(seat.identity, Restrict(plan=plan.version, rates=self.plan.rates))
+
+    def _rates_of(self, owners: tuple[Peer, ...]) -> dict[int, Rates]:
+        return {index: self.rates[peer.public] for index, peer in enumerate(owners) if peer.public in self.rates}
 
     def _owner_peer(self, place: str) -> Peer:
         return Peer(place, "") if self.recovery.seal.keeps_out(place) else self.roster.peer(place)

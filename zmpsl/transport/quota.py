@@ -2,14 +2,17 @@
 
 Credits tell a sender what it may send; this looks whether it keeps to them, for who does not could fill the receiver's
 memory. Bytes and messages per second are counted by a token bucket: it fills at the rate that is allowed, holds what
-may come within `BURST_S` at once, and never less than all credit, for honest owners send that much without waiting.
+may come within `BURST_S` at once, and never less than all credit, for honest owners send that much without waiting. The
+rate is the job's or that of the owner's key in the allow-list, whichever is less.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from zmpsl.errors import RemoteProtocolError
+from zmpsl.plan import Rates
 
 __all__ = ["Bucket", "Quota", "QuotaError"]
 
@@ -37,12 +40,14 @@ class Bucket:
     Attributes:
         per_s: Tokens that come per second.
         most: Tokens that it holds; it is full at first.
+        rule: What says so.
         left: Tokens in it when it was last looked at.
         at: When that was, in seconds.
     """
 
     per_s: float
     most: float
+    rule: str = ""
     left: float = field(init=False)
     at: float = float("inf")
 
@@ -81,11 +86,18 @@ class Quota:
         self, credit_bytes: int = 1 << 62, bytes_per_s: float | None = None, messages_per_s: float | None = None
     ) -> None:
         self._credit_bytes = credit_bytes
-        self._rates = {
-            "bytes": (bytes_per_s, max(float(credit_bytes), BURST_S * (bytes_per_s or 0.0))),
-            "messages": (messages_per_s, BURST_S * (messages_per_s or 0.0)),
-        }
+        self._of_job = Rates(bytes_per_s, messages_per_s)
+        self._of_keys: Mapping[int, Rates] = {}
         self._owners: dict[int, _Owner] = {}
+
+    def limit(self, rates: Mapping[int, Rates]) -> None:
+        """Replaces what the owners' keys may send, beside what the job says of all; what was counted still counts."""
+        self._of_keys = rates
+        for owner, known in self._owners.items():
+            before, known.buckets = known.buckets, self._buckets(owner)
+            for what, bucket in known.buckets.items():
+                if what in before:
+                    bucket.left, bucket.at = min(bucket.left, before[what].left), before[what].at
 
     def come(self, owner: int, nbytes: int, now: float) -> None:
         """Counts a message of an owner.
@@ -99,8 +111,8 @@ class Quota:
             if not known.over and bucket is not None and not bucket.take(tokens, now):
                 self._refuse(
                     owner,
-                    f"has sent more than {bucket.most:,.0f} {what} at once and {bucket.per_s:,.0f} per second after "
-                    f"that (guard.{what}_per_s)",
+                    f"has sent more than {bucket.most:,.10g} {what} at once and {bucket.per_s:,.10g} per second after "
+                    f"that ({bucket.rule})",
                 )
         self._check(owner, known)
 
@@ -128,9 +140,20 @@ class Quota:
     def _of(self, owner: int) -> _Owner:
         found = self._owners.get(owner)
         if found is None:
-            buckets = {what: Bucket(rate, most) for what, (rate, most) in self._rates.items() if rate is not None}
-            found = self._owners[owner] = _Owner(buckets)
+            found = self._owners[owner] = _Owner(self._buckets(owner))
         return found
+
+    def _buckets(self, owner: int) -> dict[str, Bucket]:
+        """Gives full buckets for what is limited, at the stricter of the two rates."""
+        job, key, buckets = self._of_job, self._of_keys.get(owner, Rates()), {}
+        for what, least in (("bytes", float(self._credit_bytes)), ("messages", 1.0)):
+            name = f"{what}_per_s"
+            said = [(getattr(job, name), f"guard.{name}"), (getattr(key, name), f"{name} of its key, zmpsl keys list")]
+            found = [(rate, rule) for rate, rule in said if rate is not None]
+            if found:
+                rate, rule = min(found)
+                buckets[what] = Bucket(rate, max(least, BURST_S * rate), rule)
+        return buckets
 
     def _refuse(self, owner: int, text: str) -> None:
         self._owners[owner].over = f"owner {owner} {text}"
