@@ -208,11 +208,11 @@ def int4_bound(n: int) -> int:
 
 
 def _paired(codes: U8) -> U8:
-    """Puts two codes of a row into each byte: of its first half in the low bits, of its second half in the high ones."""
+    """Puts two codes of a row into each byte: the low bits from its first half, the high ones from its second."""
     half = blocks_of(codes.shape[1], 2)
     second = np.zeros((len(codes), half), np.uint8)
     second[:, : codes.shape[1] - half] = codes[:, half:]
-    return codes[:, :half] | second << 4
+    return codes[:, :half] | (second << 4).astype(np.uint8)
 
 
 def int4_encode_into(src: Buffer, dst: Buffer) -> int:
