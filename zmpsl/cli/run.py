@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -69,12 +71,24 @@ def run(
         sys.exit(_run_locally(settings, runs, name, resume is not None, plain))
 
 
+@contextmanager
+def _ended_as_by_ctrl_c() -> Iterator[None]:
+    """SIGTERM ends the run in order too: without that, it would go on without us."""
+    import signal
+
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
 def _run_locally(settings: Job, runs: Path, name: str | None, resume: bool, plain: bool) -> int:
     from zmpsl.errors import ZmpslError
     from zmpsl.launch.local import run as run_job
     from zmpsl.observe.progress import Progress
 
-    with Progress(sys.stdout, False if plain else None) as progress:
+    with _ended_as_by_ctrl_c(), Progress(sys.stdout, False if plain else None) as progress:
         result = run_job(settings, runs, name, resume=resume, on_event=progress.handle)
     try:
         from zmpsl.observe.report import write_report

@@ -71,8 +71,13 @@ def run(
         processes.start()
         watch.until(processes.over)
     except KeyboardInterrupt:
-        processes.interrupt()
-        watch.until(processes.over)
+        try:
+            processes.interrupt()
+            watch.until(processes.over)
+            watch.interrupted()
+        except KeyboardInterrupt:  # once more: at once
+            processes.kill()
+            raise
     finally:
         processes.finish()
     end, last = watch.end, watch.evaluation
@@ -132,6 +137,7 @@ class _Watch:
     ) -> None:
         self.evaluation: EvaluationEvent | None = None
         self.end: EndEvent | None = None
+        self._began = time.monotonic()
         self._path = path
         self._seen = seen
         self._on_event = on_event
@@ -141,9 +147,19 @@ class _Watch:
         """Passes on events until `over` says so and none is left."""
         for event in islice(follow(self._path, over, lambda: time.sleep(0.1)), self._seen, None):
             self._seen += 1
-            self.evaluation = event if isinstance(event, EvaluationEvent) else self.evaluation
-            self.end = event if isinstance(event, EndEvent) else self.end
-            if isinstance(event, NoticeEvent) and event.pid:
-                self._on_lost(event.place, event.pid)
-            if self._on_event is not None:
-                self._on_event(event)
+            self._pass_on(event)
+
+    def interrupted(self) -> None:
+        """The run was ended from here; a manager that hung could not tell."""
+        if self.end is None:
+            text = "interrupted; the manager did not answer and was killed"
+            seconds = time.monotonic() - self._began
+            self._pass_on(EndEvent(time=time.time(), status="interrupted", text=text, exit_code=130, seconds=seconds))
+
+    def _pass_on(self, event: Event) -> None:
+        self.evaluation = event if isinstance(event, EvaluationEvent) else self.evaluation
+        self.end = event if isinstance(event, EndEvent) else self.end
+        if isinstance(event, NoticeEvent) and event.pid:
+            self._on_lost(event.place, event.pid)
+        if self._on_event is not None:
+            self._on_event(event)

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable
 from contextlib import suppress
 from importlib import import_module
+from multiprocessing import parent_process
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
@@ -114,8 +115,11 @@ def manager_process(runs: Path, run: str, resume: bool, bind: str, ready: Connec
         job = load_job(runs / run / "job.yaml")
         manager = Manager(runs, job, run, read_record(runs / run) if resume else None)
         node = ManagerNode(manager, bind)
+        launcher = parent_process()
 
         def turned(now: float) -> None:
+            if launcher is not None and not launcher.is_alive():  # nobody would start roles again, nor end them
+                node.ask_to_stop()
             leading_s = HUNG_S + HUNG_S_PER_OWNER * job.owners
             promise.value = now + (leading_s if manager.plan is not None else job.recover.silent_s)
 

@@ -24,8 +24,8 @@ from zmpsl.plan import AGGREGATOR, node_name, owner_name
 
 __all__ = ["Processes"]
 
-# After the manager is gone everybody else has this long to go too.
-FAREWELL_S = 15.0
+# After the manager is gone everybody else has this long to go too; where somebody asked for the end, each this long.
+FAREWELL_S, STOP_S = 15.0, 5.0
 # Whoever looks less often than this was stopped itself, and the manager perhaps with it.
 LOOK_S = 2.0
 # How often each role is started again, and how long is waited before: longer each time, as a broken one stays broken.
@@ -86,6 +86,7 @@ class Processes:
         self._members: dict[str, _Role] = {}
         self._crowds: dict[str, tuple[str, ...]] = {}  # places of the imitated devices that a process holds
         self._closing = False
+        self._farewell_s = FAREWELL_S
         self._fresh: SpawnContext = multiprocessing.get_context("spawn")
         # Until when, in seconds of the monotonic clock, the manager is to be heard of again; it writes this itself.
         self._promise = self._fresh.RawValue(ctypes.c_double, 0.0)
@@ -143,24 +144,35 @@ class Processes:
         return f"signal {-code}" if code is not None and code < 0 else f"exit code {code}"
 
     def interrupt(self) -> None:
-        """Asks the manager to end the run for everybody."""
-        self._closing = True
+        """Asks the manager to end the run for everybody; one that hangs is killed."""
+        self._closing, self._farewell_s = True, STOP_S
         if self._manager is not None and self._manager.is_alive():
             self._manager.terminate()
-            self._manager.join(FAREWELL_S)
+            self._manager.join(STOP_S)
+            if self._manager.is_alive():  # then nobody tells the others either
+                self.kill()
+                self._manager.join()
+
+    def kill(self) -> None:
+        """Ends everybody at once. What was committed is on disk, so the run can go on."""
+        self._closing = True
+        for process in self._everybody():
+            process.kill()
 
     def finish(self) -> None:
         """Waits for everybody; ends whoever does not go."""
         self._closing = True
-        deadline = time.monotonic() + FAREWELL_S
+        deadline = time.monotonic() + self._farewell_s
         if self._manager is not None and self._manager.is_alive() and sys.exc_info()[0] is not None:
             self._manager.terminate()
-        everybody = [role.process for role in self._members.values()]
-        for process in [*([self._manager] if self._manager is not None else []), *everybody]:
+        for process in self._everybody():
             process.join(max(0.0, deadline - time.monotonic()))
             if process.is_alive():
                 process.kill()
                 process.join()
+
+    def _everybody(self) -> list[BaseProcess]:
+        return [*([self._manager] if self._manager is not None else []), *(r.process for r in self._members.values())]
 
     def _look_at_manager(self, manager: BaseProcess, now: float) -> None:
         """Kills a manager that hangs, as far as we can tell, so that another takes its place."""
