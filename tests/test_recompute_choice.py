@@ -104,7 +104,7 @@ class TestPlaces:
         ("to_fill", "words"),
         [
             (5.4, "; 5.4 would fill the chain, so its slowest node will have to wait"),
-            (1.2, "; 3 should fill the chain"),
+            (0.5, "; 2 should fill the chain"),
         ],
     )
     def test_it_says_whether_those_that_fit_fill_the_chain(self, to_fill: float, words: str) -> None:
