@@ -116,6 +116,32 @@ class TestPlan:
         assert "bottleneck" in text
         assert "to itself" in text
 
+    def test_it_tells_how_many_owners_there_is_memory_for_and_whether_they_fill_the_chain(self) -> None:
+        ask = ("plan", "--profile", PROFILE, "--batches", "24", "--set", "owners=10")
+        few = ("--set", "planning.node_memory={node-0: 3000000, node-1: 9000000}")
+        text = " ".join(invoke(*ask, *few, "--set", "recompute=never").split())
+        assert "memory: 1 of 10 owners can train at a time: node-0 takes" in text
+        assert "would fill the chain, so its slowest node will have to wait" in text
+        assert "so an epoch takes" in text
+        found = {each: as_json(*ask, *few, "--set", f"recompute={each}") for each in ("never", "auto", "always")}
+        memory = {each: one["memory"] for each, one in found.items()}
+        assert memory["never"]["in_flight"] == memory["never"]["most_in_flight"] == 1
+        assert memory["never"]["recompute"] == []
+        # A second owner at a time gains more than running forward again costs.
+        assert (memory["auto"]["in_flight"], memory["auto"]["recompute"]) == (2, ["node-0"])
+        assert memory["auto"]["epoch_s"] < 0.8 * memory["never"]["epoch_s"]
+        assert memory["always"]["recompute"] == ["node-0", "node-1"]
+        assert found["never"]["epoch_s"] == found["auto"]["epoch_s"] < memory["auto"]["epoch_s"]
+        ample = as_json(*ask, "--set", "memory=100GiB")["memory"]
+        assert ample["most_in_flight"] == 10
+        assert "should fill the chain, so" in ample["words"]
+
+    def test_a_number_of_owners_that_does_not_fit_is_refused(self) -> None:
+        few = ("--set", "owners_in_flight=4", "--set", "planning.node_memory={node-0: 3000000, node-1: 9000000}")
+        text = invoke("plan", "--profile", PROFILE, "--batches", "5", "--set", "owners=10", *few, code=2)
+        assert "bytes" in text
+        assert "node" in text
+
     def test_what_does_not_fit_is_told_as_json_too(self) -> None:
         set_ = ("--set", "planning.node_memory={node-1: 100000}")
         done = CliRunner().invoke(main, ["plan", "--profile", str(PROFILE), *set_, "--format", "json"])

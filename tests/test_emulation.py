@@ -4,21 +4,25 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import numpy as np
 import pytest
 from helpers import TINY, cli, differing, global_state, job
 from msgspec import structs
 from reference import train
 
 from zmpsl.crowd import Crowd
+from zmpsl.engine.owner import OwnerEngine
 from zmpsl.errors import JobError
 from zmpsl.job import Job
 from zmpsl.job.emulate import emulated, read_scenario, words
 from zmpsl.job.emulation import NodeClass, OwnerClass, PartSeconds
 from zmpsl.job.emulation_page import page
+from zmpsl.launch.process import share_ends
 from zmpsl.launch.processes import crowds
 from zmpsl.manager_loop import ManagerNode
 from zmpsl.messages import Join
@@ -55,6 +59,7 @@ class CrowdRun:
         role.board.listeners.append(self.events.append)
         self.manager = ManagerNode(role)
         kinds = ([Aggregator()], [node() for _ in range(wanted.nodes)], [owner() for _ in range(wanted.owners)])
+        share_ends(kinds[2])
         self.crowds = [Crowd(members, self.manager.endpoint) for members in kinds]
 
     @contextmanager
@@ -106,6 +111,35 @@ class TestRuns:
         assert plan.emulated
         assert [event.predicted_s is not None for event in run.of(RoundEvent)] == [True, True]
         assert words(wanted) in [event.text for event in run.of(NoticeEvent)]
+
+    def test_owners_hold_a_state_of_their_own_only_while_they_train(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Those that wait, and those whose parts have left, have nothing but the base that all share."""
+        states: list[weakref.ref[np.ndarray]] = []
+        holders: list[int] = []
+        begin = OwnerEngine.begin
+
+        def begin_and_count(engine: OwnerEngine, round_: int) -> None:
+            begin(engine, round_)
+            states.append(weakref.ref(engine.flat.base))
+            holders.append(sum(owner.engine._copy is not None for owner in owners))
+
+        monkeypatch.setattr(OwnerEngine, "begin", begin_and_count)
+        more = ["owners_in_flight=2", "optimizer.name=adam", "optimizer.state=average", "cuts=even"]
+        text = "owners: [{count: 6, latency_s: 0.001}]\nnodes: [{name: n, count: 2}]\nreplicas: 2\n"
+        wanted = emulated(job(*QUICK, *more), written(tmp_path, text))
+        run = CrowdRun(wanted)
+        owners = [node.member for node in run.crowds[2].nodes]
+        with run.running():
+            run.finish()
+        assert len({id(owner.engine.base) for owner in owners}) == 1
+        assert len(holders) == 12
+        assert max(holders) <= 2
+        assert all(owner.engine._copy is None for owner in owners)
+        assert not any(state() is not None for state in states)
+        plain = structs.replace(wanted, emulate=Job().emulate, compute_nodes=None)
+        assert differing(global_state(run.members), train(plain).states[-1]) == []
 
     def test_codecs_are_chosen_for_the_link_that_is_imitated(self, tmp_path: Path) -> None:
         """What the kernel would measure is this host's loopback."""

@@ -309,6 +309,11 @@ class TestAdmission:
         assert [len(admission.widen()) for _ in range(4)] == [3, 2, 0, 0]
         assert (admission.limit, admission.most, admission.waiting) == (12, 12, 7)
 
+    def test_a_number_that_the_job_gives_stays(self) -> None:
+        admission = Admission([str(index) for index in range(20)], 12)
+        admission.aim(2.5, more=False)
+        assert (admission.limit, admission.to_fill) == (12, 2.5)
+
     @pytest.mark.parametrize(
         ("owners", "most", "limit"), [(30, 30, 15), (30, 14, 12), (13, 13, 13), (9, 9, 9), (36, 36, 12)]
     )

@@ -100,6 +100,19 @@ class TestPlaces:
         assert seen[:2] == [(2, []), (3, ["node-0"])]
         assert found.training.most == OWNERS
 
+    @pytest.mark.parametrize(
+        ("to_fill", "words"),
+        [
+            (5.4, "; 5.4 would fill the chain, so its slowest node will have to wait"),
+            (0.5, "; 2 should fill the chain"),
+        ],
+    )
+    def test_it_says_whether_those_that_fit_fill_the_chain(self, to_fill: float, words: str) -> None:
+        found = places([part().need(4)] * 2, asked("never"))
+        assert "fill" not in str(found)
+        found.training.aim(to_fill)
+        assert words in str(found)
+
     def test_nothing_is_chosen_by_what_nobody_knows(self) -> None:
         assert places([part().need(2)] * 2, asked("auto"), lambda _owners, _again: None).recompute == []
 

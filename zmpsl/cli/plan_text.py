@@ -34,7 +34,6 @@ def show_plan(job: Job, advice: Advice) -> None:
     """Prints a plan as tables and sentences."""
     from zmpsl.observe.readable import amount, duration, percent
 
-    """Prints a plan."""
     rows, expected = [], advice.prediction
     for held in advice.parts:
         memory = "" if held.memory_bytes is None else amount(held.memory_bytes)
@@ -65,6 +64,13 @@ def show_plan(job: Job, advice: Advice) -> None:
         f" {duration(paper.empty_s)} + ({paper.batches} - 1) * full {duration(paper.full_s)} + end"
         f" {duration(paper.end_s)} + averaging {duration(paper.aggregate_s)}"
     )
+    if advice.memory is not None:
+        click.echo(f"memory: {advice.memory.words}")
+        if advice.memory.most_in_flight < advice.owners or advice.memory.recompute:
+            click.echo(
+                f"so an epoch takes {duration(advice.memory.epoch_s)}; all else here is with memory for all owners at"
+                " a time"
+            )
     _show_ways(advice)
 
 

@@ -68,8 +68,8 @@ def plan(
     with errors():
         from zmpsl.cli.plan_text import show_infeasible, show_plan
         from zmpsl.job import load_job
-        from zmpsl.planner.advice import advise
         from zmpsl.planner.solution import Infeasible
+        from zmpsl.roles.beforehand import foresee
 
         more = [f"compute_nodes={nodes}", "multihop_level=null"] if nodes is not None else []
         job = load_job(path, [*overrides, *more])
@@ -78,7 +78,7 @@ def plan(
         each = job.train.local_epochs * batches if batches is not None else 0
         counts = (each,) * job.owners if each else _batches(job)
         try:
-            advice = advise(measured, counts, job.planning.solver)
+            advice = foresee(measured, counts)
         except Infeasible as error:
             if form == "json":
                 show_infeasible(error)

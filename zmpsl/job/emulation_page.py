@@ -29,8 +29,8 @@ the rest is the [job](job.md)'s. Roles, protocol, plan, sockets and bytes are re
   would be done. One thread holds up to 250 owners, each with sockets of its own. Work that waited for a busy device
   begins when that device became free, so the host's own delays do not add up.
 - **Links.** Each message waits as long as the link would have kept it: one after the other at the rate, then latency
-  and jitter. An owner has one such lane each way. The bytes pass the host's loopback in no time, so `codec: auto`,
-  which measures the connection, does not see a slow link.
+  and jitter. An owner has one such lane each way. The bytes pass the host's loopback in no time; where a class
+  gives `bytes_per_s`, `codec: auto` takes that for the rate instead of measuring the connection.
 - **Results.** Devices that compute train as if nothing was imitated: the weights are the same, bit for bit. With
   `compute: none` nothing is trained; such runs are for trials of scale. They evaluate nothing, and cannot go on. A node
   that computes nothing has the memory of its class, however little the host has.
@@ -41,7 +41,8 @@ Predicted beside measured is there as in every run with `cuts: auto`, for these 
 
 Compute nodes stand in the chain in the order of the file. `zmpsl simulate` tells which order, and which choice of
 nodes, would be best. More than 250 owners take several processes and some twenty open files each; `zmpsl run` takes
-as many open files as the system allows it (`ulimit -Hn`).
+as many open files as the system allows it (`ulimit -Hn`). Owners of one process share the base weights of their two
+parts, and each has a state of its own only while it trains: from the begin of its round until its parts have left.
 
 ## The file
 

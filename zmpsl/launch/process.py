@@ -6,7 +6,7 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from importlib import import_module
 from multiprocessing import parent_process
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "HUNG_S", "Promise", "crowd_process", "guarded", "make_member", "manager_process", "member_process",
-    "quiet_signals",
+    "quiet_signals", "share_ends",
 ]  # fmt: skip
 
 # A manager that leads a run and has not turned its loop for so long hangs. Less than its members' patience; a new plan
@@ -158,6 +158,8 @@ def crowd_process(role: str, runs: Path, run: str, name: str, places: tuple[str,
             kind = kinds(int(place.rpartition("-")[2]))
             thin = kind is not None and kind.compute == "none"
             members.append(make_member(f"thin {role}" if thin else role, runs, place))
+        if role == "owner":
+            share_ends(members)
         crowd = Crowd(members, endpoint, job.owners)
         quiet_signals(crowd.ask_to_stop)
         crowd.run()
@@ -165,6 +167,17 @@ def crowd_process(role: str, runs: Path, run: str, name: str, places: tuple[str,
     _log_to(runs / run, name)
     open_many_files()
     sys.exit(guarded(work))
+
+
+def share_ends(members: Sequence[Member]) -> None:
+    """Has data owners of one process share the base of their parts: it is the same for all."""
+    from zmpsl.engine.owner import SharedEnds
+    from zmpsl.roles.owner import DataOwner
+
+    shared = SharedEnds()
+    for member in members:
+        if isinstance(member, DataOwner):
+            member.shared = shared
 
 
 def open_many_files() -> None:

@@ -33,7 +33,7 @@ from zmpsl.planner.solution import Infeasible, Solution, exposed
 from zmpsl.planner.solver import Backend, solve
 from zmpsl.profiles import Profile
 
-__all__ = ["Advice", "Alternative", "Held", "Hop", "advise", "bounds_of", "micro_problem"]
+__all__ = ["Advice", "Alternative", "Held", "Hop", "Memory", "advise", "bounds_of", "micro_problem"]
 
 
 class Held(Struct, frozen=True):
@@ -81,6 +81,24 @@ class Alternative(Struct, frozen=True):
     text: str
 
 
+class Memory(Struct, frozen=True):
+    """What the nodes' memory allows.
+
+    Attributes:
+        words: The same, and where the bytes go.
+        most_in_flight: Owners that fit at a time.
+        in_flight: Owners that train at a time: no more than fill the chain need to.
+        recompute: Nodes that run forward again before backward, to need less.
+        epoch_s: Training and averaging with so many owners at a time.
+    """
+
+    words: str
+    most_in_flight: int
+    in_flight: int
+    recompute: tuple[str, ...]
+    epoch_s: float
+
+
 class Advice(Struct, frozen=True):
     """A plan with its numbers.
 
@@ -96,6 +114,7 @@ class Advice(Struct, frozen=True):
         full: Whether K owners fill the pipe.
         micro: The best micro-batch with the split that goes with it, by T_f + (m - 1) * T_i for one owner alone.
         alternatives: Other ways.
+        memory: What there is memory for, where that was looked into; all else here is with memory for all owners.
     """
 
     parts: tuple[Held, ...]
@@ -109,6 +128,7 @@ class Advice(Struct, frozen=True):
     full: bool
     micro: MicroPlan
     alternatives: tuple[Alternative, ...]
+    memory: Memory | None = None
 
 
 def bounds_of(measured: Measured, solution: Solution) -> tuple[int, ...]:

@@ -39,11 +39,13 @@ class Admission:
     Attributes:
         most: That limit.
         limit: Most of them at a time now.
+        to_fill: How many fill the chain; infinitely many where nothing is known.
     """
 
     def __init__(self, owners: Sequence[str] = (), limit: int | None = None) -> None:
         self.owners = tuple(owners)
         self.limit = self.most = len(owners) if limit is None else limit
+        self.to_fill = math.inf
         self._next: deque[str] = deque()
         self._flying: set[str] = set()
 
@@ -64,13 +66,14 @@ class Admission:
         self._flying.clear()
         return self._fill()
 
-    def aim(self, to_fill: float) -> None:
-        """Begins with as many as fill the chain, and half as many again, for batches do not come evenly.
+    def aim(self, to_fill: float, more: bool = True) -> None:
+        """Takes in how many fill the chain; with `more` begins with as many and half as many again, as batches bunch.
 
         Owners that begin together also end together. So that the last of them are not too few to fill the chain, up to
         half as many more begin, where the owners then come out even.
         """
-        if math.isfinite(to_fill):
+        self.to_fill = to_fill
+        if more and math.isfinite(to_fill):
             least = min(self.most, 1 + math.ceil(1.5 * to_fill))
             some = range(least, min(self.most, least + least // 2) + 1)
             self.limit = min(some, key=lambda limit: -len(self.owners) % limit)
@@ -205,6 +208,8 @@ class Places:
             for hop, (memory, room) in enumerate(zip(self.parts, self.rooms, strict=True))
         ]
         fills = f"; {now} should fill the chain, so {now} begin" if now < fit else ""
+        if fit < self.training.to_fill < math.inf:
+            fills = f"; {self.training.to_fill:.1f} would fill the chain, so its slowest node will have to wait"
         again = some(self.recompute)
         twice = f"; forward is run again before backward, to need less (recompute), on {again}" if again else ""
         return f"{fit} of {len(self.training.owners)} owners can train at a time: {', '.join(each)}{fills}{twice}"

@@ -23,7 +23,7 @@ from zmpsl.engine.batches import Batch, Evaluation, Tally, count_batches, traini
 from zmpsl.engine.build import check_model, summarise, trace
 from zmpsl.engine.compute import to_array, to_tensor
 from zmpsl.engine.footprint import model_footprints
-from zmpsl.engine.owner import OwnerEngine
+from zmpsl.engine.owner import OwnerEngine, SharedEnds
 from zmpsl.errors import DataError, RemoteProtocolError
 from zmpsl.job.schema import Data, Job
 from zmpsl.masking import Masker
@@ -50,6 +50,7 @@ class DataOwner(Member):
     """
 
     role = "owner"
+    shared: SharedEnds | None = None  # where the owners of this process have the base of their parts, if one for all
 
     def __init__(self, runs: Path | None = None, place: str = "", data_dir: Path | None = None) -> None:
         super().__init__(runs, place)
@@ -126,7 +127,7 @@ class DataOwner(Member):
         if self._data_of != plan.job:  # a plan that only follows a lost role changes nothing
             self.data, self._data_of = self._load_data(plan.job, self.index), plan.job
         kept = self.keep_states(plan, [self.index], [0, plan.parts - 1])
-        self.engine = OwnerEngine(plan, self.index, self._secret, kept)
+        self.engine = OwnerEngine(plan, self.index, self._secret, kept, self.shared)
         self._masker = Masker(plan, self.index) if plan.job.privacy.secure_average else None
         self._tally = Tally()
         ends = {peer.name: peer.endpoint for peer in (plan.nodes[0], plan.nodes[-1], plan.aggregator)}
@@ -275,7 +276,7 @@ class DataOwner(Member):
         # The state is not touched before the average of it comes back, so it may travel from where it lies.
         part = Task(Op.PART, version, self.index, self.round, count=done.samples, tensor=parts)
         yield Send(AGGREGATOR, part)
-        self.engine.keep(self.round)
+        self.engine.end(self.round)
         yield Say(
             Trained(
                 plan=version,

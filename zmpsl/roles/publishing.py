@@ -113,8 +113,7 @@ class Publishing(Recovering):
         self._training, self._evaluating = places.training, places.evaluating
         if cutting is not None:
             cutting.recompute(places.recompute)
-            if job.owners_in_flight == "auto":
-                self._training.aim(cutting.to_fill())
+            self._training.aim(cutting.to_fill(), more=job.owners_in_flight == "auto")
         owners = tuple(self._owner_peer(owner_name(index)) for index in range(job.owners))
         self.plan = plan = Plan(
             version=version,

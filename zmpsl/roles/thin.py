@@ -130,14 +130,18 @@ class ThinOwnerEngine(OwnerEngine):
     def __init__(self, plan: Plan, owner: int) -> None:
         self.owner = owner
         nbytes = ends_layout(plan.blocks, plan.bounds, plan.job.optimizer).nbytes
-        self.base = self.flat = zeros("uint8", nbytes).numpy()
+        self.base = zeros("uint8", nbytes).numpy()
         self._forms = [entering(plan, part) for part in (1, plan.parts - 1)]
 
     def begin(self, round_: int) -> None:
         return None
 
-    def keep(self, round_: int) -> None:
+    def end(self, round_: int) -> None:
         return None
+
+    @property
+    def flat(self) -> Flat:
+        return self.base
 
     def first_forward(self, inputs: Tensor, at: Key, samples: int) -> Tensor:
         return zeros(self._forms[0].dtype, len(inputs), *self._forms[0].shape)
