@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import resource
 from pathlib import Path
 
 import msgspec
@@ -31,7 +29,6 @@ from zmpsl.checkpoint import (
 from zmpsl.engine.build import summarise
 from zmpsl.errors import CheckpointError
 from zmpsl.job import Job, Model, Optimizer
-from zmpsl.job.schema import Codec as CodecSettings
 from zmpsl.plan import Block, Entry, Peer, Plan, check_cuts, fingerprint
 from zmpsl.state import Layout, digest, layout_of
 
@@ -137,48 +134,6 @@ class TestParts:
 
     def test_nothing_temporary_is_left(self, saved: tuple[Path, Plan, Layout, np.ndarray]) -> None:
         assert not list(saved[0].rglob("*.tmp"))
-
-    @pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="needs Linux's /proc")
-    def test_parts_are_there_even_if_the_power_fails(
-        self, saved: tuple[Path, Plan, Layout, np.ndarray], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        """A synced file whose new name is not on disk is lost with the power: the folder has to be synced behind it."""
-        _, plan, layout, flat = saved
-        done: list[tuple[str, Path]] = []
-        fsync, replace = os.fsync, Path.replace
-        opened = Path("/proc/self/fd")
-        monkeypatch.setattr(os, "fsync", lambda n: (done.append(("sync", (opened / str(n)).readlink())), fsync(n)))
-        monkeypatch.setattr(Path, "replace", lambda old, new: (done.append(("rename", new)), replace(old, new)))
-        run = tmp_path / "new"
-        save_parts(run, plan, 0, [0, 1], layout, flat)
-        folder = round_folder(run, 0)
-        for number in (0, 1):
-            path = folder / f"part-{number}.safetensors"
-            written, renamed = done.index(("sync", path.with_name(path.name + ".tmp"))), done.index(("rename", path))
-            assert written < renamed
-            assert ("sync", folder) in done[renamed:]
-        assert {path for what, path in done if what == "sync"} >= {folder.parent, run, tmp_path}
-
-    @pytest.mark.parametrize("codec", ["none", "huff"])
-    def test_a_file_that_cannot_be_written_to_its_end_leaves_the_old_one(self, tmp_path: Path, codec: str) -> None:
-        """A disk that is full, or a quota: here a limit to the size of files. The error is one of ours."""
-        plan = plan_of(summarise(JOB.model), msgspec.structs.replace(JOB, codec=CodecSettings(checkpoints=codec)))
-        layout, flat = state_of(plan)
-        _, other = state_of(plan, seed=1)
-        record = Record(run="run", job=JOB, bounds=plan.bounds, fingerprint="x", committed={})
-        save_parts(tmp_path, plan, 0, range(plan.parts), layout, flat)
-        write_record(tmp_path, record)
-        limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-        resource.setrlimit(resource.RLIMIT_FSIZE, (200, limits[1]))
-        try:
-            with pytest.raises(CheckpointError, match=r"cannot write .*part-0.*: .*[Ff]ile too large"):
-                save_parts(tmp_path, plan, 0, range(plan.parts), layout, other)
-            with pytest.raises(CheckpointError, match=r"cannot write .*record.json: File too large"):
-                write_record(tmp_path, record)
-        finally:
-            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-        assert np.array_equal(load(tmp_path, plan, layout, flat), flat)
-        assert read_record(tmp_path).fingerprint == "x"
 
     def test_another_state_than_the_recorded_one_is_refused_with_both_digests(
         self, saved: tuple[Path, Plan, Layout, np.ndarray]
