@@ -2,10 +2,10 @@
 #if defined(__x86_64__)
 #if defined(__clang__)
 #pragma clang attribute push(                                                                                          \
-    __attribute__((target("avx512bw,avx512dq,avx512vl,avx512vbmi,avx512vbmi2,avx2,bmi,bmi2,lzcnt,popcnt"))),           \
+    __attribute__((target("avx512bw,avx512dq,avx512vl,avx512vbmi,avx512vbmi2,avx2,fma,bmi,bmi2,lzcnt,popcnt"))),           \
     apply_to = function)
 #else
-#pragma GCC target("avx512bw,avx512dq,avx512vl,avx512vbmi,avx512vbmi2,avx2,bmi,bmi2,lzcnt,popcnt")
+#pragma GCC target("avx512bw,avx512dq,avx512vl,avx512vbmi,avx512vbmi2,avx2,fma,bmi,bmi2,lzcnt,popcnt")
 #endif
 #define ZC_ISA_NAME "avx512"
 #define ZC_ISA_SYMBOL zc_avx512

@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 import subprocess
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import psutil
@@ -94,3 +94,16 @@ def test_nobody_outlives_a_launcher_that_was_killed(tmp_path: Path):
     with under_way(tmp_path) as (process, folder, _):
         process.kill()
     assert ending(folder).status == "interrupted"
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["Ctrl-C", "SIGTERM"])
+def test_a_role_that_waits_ends_when_it_is_told(tmp_path: Path, number: signal.Signals):
+    """As soon as it has said where it is: one whose manager is not there yet, and a manager that has no job."""
+    waiting = [[role, "--manager", "tcp://127.0.0.1:1"] for role in ("compute", "owner", "aggregator")]
+    with ExitStack() as stack:
+        roles = [stack.enter_context(cli(*words, folder=tmp_path)) for words in (["manager"], *waiting)]
+        for role, code in zip(roles, (130, 0, 0, 0), strict=True):
+            assert " at tcp://127.0.0.1:" in role.stdout.readline()
+            role.send_signal(number)
+            _, err = role.communicate(timeout=20)
+            assert role.returncode == code, err

@@ -6,10 +6,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 from helpers import differing, global_state
 from reference import train
 from test_exactness import reference
 from test_pool_runs import Watched, rooms, small
+from torch.multiprocessing.reductions import StorageWeakRef
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from zmpsl.engine.node_replica import NodeReplica
 from zmpsl.errors import CheckpointError
@@ -80,6 +84,55 @@ def test_nobody_writes_to_a_state_before_it_is_on_disk(
     ours = Watched(wanted, 7, tmp_path, rooms=rooms(wanted, [fit, fit], 7))
     ours.run()
     assert differing(global_state(ours.members), train(wanted).states[-1]) == []
+
+
+class Living(TorchDispatchMode):
+    """Adds up what lives of gradients and of all that operations make, and notes the most that ever did."""
+
+    def __init__(self, replica: NodeReplica) -> None:
+        super().__init__()
+        replica.own()
+        own = [parameter for _, parameter in replica._parameters] + list(replica._own_slots().values())
+        self._own = {StorageWeakRef(each.untyped_storage()).cdata for each in own}
+        self._found: dict[int, tuple[StorageWeakRef, int]] = {}
+        for _, parameter in replica._parameters:
+            self._see(parameter.grad)
+        self.peak = self._living()
+
+    def _see(self, tensor: torch.Tensor) -> None:
+        reference = StorageWeakRef(tensor.untyped_storage())
+        if reference.cdata not in self._own:
+            self._found[reference.cdata] = reference, tensor.untyped_storage().nbytes()
+
+    def _living(self) -> int:
+        return sum(nbytes for reference, nbytes in self._found.values() if not reference.expired())
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        made = func(*args, **(kwargs or {}))
+        for tensor in tree_leaves(made):
+            if isinstance(tensor, torch.Tensor) and tensor.ndim:
+                self._see(tensor)
+        self.peak = max(self.peak, self._living())
+        return made
+
+
+@pytest.mark.parametrize("name", ["sgd", "adam"])
+def test_an_owner_s_first_step_takes_no_more_memory_than_the_next(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    """It did: a new state lay beside its place until it was copied there, 392 MiB of a node's budget for VGG-19."""
+    peaks: dict[int, list[int]] = {}
+    original = NodeReplica.update
+
+    def update(replica: NodeReplica) -> None:
+        with Living(replica) as living:
+            original(replica)
+        peaks.setdefault(replica.owner, []).append(living.peak)
+
+    monkeypatch.setattr(NodeReplica, "update", update)
+    wanted = small("mlp", 1, 2, 1, f"optimizer.name={name}", "optimizer.weight_decay=0.01", "train.rounds=1")
+    Watched(wanted, 1, rooms=rooms(wanted, [1], 1)).run()
+    assert set(peaks) == {0, 1}
+    for first, *others in peaks.values():
+        assert first <= max(others)
 
 
 def refused() -> spill.Tensors:

@@ -156,7 +156,8 @@ def save_parts(run: Path, plan: Plan, round_: int, parts: Iterable[int], layout:
             path = folder / (name + _ending(plan.job))
             tensors = {s.name: views[s.name] for s in segments}
             try:
-                with replacing(path) as temporary:
+                # Once we say that it is stored, the round may be committed, by a manager on another host.
+                with replacing(path, lasting=True) as temporary:
                     if path.suffix == PACKED:
                         with temporary.open("wb") as file:
                             file.writelines(pack_state(tensors, by_name(plan.job.codec.checkpoints)))

@@ -133,8 +133,9 @@ def _ends(rows: F32) -> tuple[F32, F32, NDArray[np.bool_]]:
 
 def _codes(rows: F32, low: F32, step: F32, sound: NDArray[np.bool_]) -> U8:
     inverse = np.where(step > 0, np.float32(1) / step, np.float32(0))
-    scaled = np.rint((rows - low[:, None]) * inverse[:, None])
-    return np.where(sound[:, None], scaled, np.float32(0)).astype(np.uint8)
+    # As float64 the product is exact, so it is rounded once.
+    scaled = np.rint((rows - low[:, None]).astype(np.float64) * inverse[:, None])
+    return np.where(sound[:, None], scaled, 0).astype(np.uint8)
 
 
 def _settle(low: F32, step: F32, sound: NDArray[np.bool_]) -> tuple[F32, F32]:
@@ -206,8 +207,16 @@ def int4_bound(n: int) -> int:
     return blocks_of(number(n), 2) + 4 * blocks_of(n, INT4_BLOCK)
 
 
+def _paired(codes: U8) -> U8:
+    """Puts two codes of a row into each byte: the low bits from its first half, the high ones from its second."""
+    half = blocks_of(codes.shape[1], 2)
+    second = np.zeros((len(codes), half), np.uint8)
+    second[:, : codes.shape[1] - half] = codes[:, half:]
+    return codes[:, :half] | (second << 4).astype(np.uint8)
+
+
 def int4_encode_into(src: Buffer, dst: Buffer) -> int:
-    """Writes, per block of 64 values: minimum bf16, step bf16, two values per byte, the first in the low half."""
+    """Writes, per block of 64 values: minimum bf16, step bf16, two values per byte, which stand half a block apart."""
     data = source(src)
     n = data.size // 4
     size = int4_bound(n)
@@ -222,20 +231,27 @@ def int4_encode_into(src: Buffer, dst: Buffer) -> int:
         step = _bf16_toward((high - low) / np.float32(15), down=False)
         low, step = _settle(low, step, sound)
         codes = _codes(rows, low, step, sound)
-    codes.ravel()[n:] = 0  # the half byte after an odd number of values
     scales = raw(np.stack([low, step], axis=1).view(np.uint32) >> 16, "<u2").reshape(-1, 4)
-    return put(out, [_join(scales, (codes[:, ::2] | codes[:, 1::2] << 4).astype(np.uint8), size)])
+    whole, rest = divmod(n, INT4_BLOCK)
+    packed = _paired(codes[:whole]), _paired(codes[whole:, :rest])
+    rows_of = zip((scales[:whole], scales[whole:]), packed, strict=True)
+    return put(out, [np.concatenate(one, axis=1).ravel() for one in rows_of])
 
 
 def int4_decode_into(src: Buffer, dst: Buffer) -> int:
     """Undoes `int4_encode_into`; any bytes of the right number are an encoding."""
     data = source(src, 1)
     out = destination(dst, 0, data, unit=4)
-    _exactly(data, int4_bound(out.size // 4), out.size)
-    scales, packed = _split(data, 4, INT4_BLOCK // 2)
-    wide = np.frombuffer(scales.tobytes(), "<u2").astype(np.uint32) << 16
-    codes = np.stack([packed & 15, packed >> 4], axis=2).reshape(len(packed), INT4_BLOCK)
-    return put(out, [_decoded(wide.astype(np.uint32).view(np.float32).reshape(-1, 2), codes, out.size // 4)])
+    n = out.size // 4
+    _exactly(data, int4_bound(n), out.size)
+    whole = int4_bound(n // INT4_BLOCK * INT4_BLOCK)
+    parts = []
+    for packed, count in ((data[:whole], INT4_BLOCK), (data[whole:], n % INT4_BLOCK)):
+        rows = packed.reshape(-1, int4_bound(count) or 1)
+        scales = np.frombuffer(rows[:, :4].tobytes(), "<u2").astype(np.uint32) << 16
+        codes = np.concatenate([rows[:, 4:] & 15, rows[:, 4:] >> 4], axis=1)[:, :count]
+        parts.append(_decoded(scales.astype(np.uint32).view(np.float32).reshape(-1, 2), codes, codes.size))
+    return put(out, parts)
 
 
 # Non-zero bitmap and packed values; a value counts as zero when all its bits are, so -0 travels.

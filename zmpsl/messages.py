@@ -60,7 +60,7 @@ __all__ = [
     "encode", "PROTOCOL",
 ]  # fmt: skip
 
-PROTOCOL = 3
+PROTOCOL = 4
 Text = Annotated[str, Meta(max_length=4000)]
 Name = Annotated[str, Meta(max_length=64)]
 MaskKey = Annotated[bytes, Meta(max_length=32)]

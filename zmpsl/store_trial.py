@@ -44,7 +44,7 @@ def _seconds(path: Path, nbytes: int) -> float:
     found = []
     for _ in range(REPEATS):
         begun = time.perf_counter()
-        with replacing(path) as temporary:
+        with replacing(path, lasting=True) as temporary:
             save_file({"values": values}, temporary)
         found.append(time.perf_counter() - begun)
     return median(found)

@@ -1,7 +1,8 @@
 /* int8 and int4 with a minimum and a step per block: int8 256 values with float32 scales, int4 64 with bf16 ones.
  *
  *     int8 block   min f32, step f32, one byte per value          value = min + code * step
- *     int4 block   min bf16, step bf16, two values per byte, the first in the low half
+ *     int4 block   min bf16, step bf16, two values per byte: of the first half of the block in the low half of the
+ *                  byte, of the second half in the high one
  *
  * A block that holds a NaN or an infinity, or whose range is no float32, has NaN for its scales and decodes to NaN
  * throughout, so it cannot pass unseen. */
@@ -40,12 +41,20 @@ static inline range range_of(const f32u *values, size_t n)
     return r;
 }
 
-/* round((x - low) * inverse): adding 2^23 rounds to nearest, ties to even. The product passes the last level by far
+/* round((x - low) * inverse), the exact product rounded once, ties to even: 2^23 is added in the same step, and the code
+ * stands in the lowest bits. Without an instruction for that a double holds the product. It passes the last level by far
  * less than a half, so nothing need be cut off. */
 static inline void quantise(const f32u *restrict x, size_t n, float low, float inverse, uint8_t *restrict out)
 {
     for (size_t i = 0; i < n; i++) {
-        out[i] = (uint8_t)zc_bits_of((x[i] - low) * inverse + 0x1p23f);
+#if defined(__FMA__) || defined(__aarch64__)
+        out[i] = (uint8_t)zc_bits_of(__builtin_fmaf(x[i] - low, inverse, 0x1p23f));
+#else
+        double code = (double)(x[i] - low) * (double)inverse + 0x1p52;
+        uint64_t bits;
+        memcpy(&bits, &code, sizeof bits);
+        out[i] = (uint8_t)bits;
+#endif
     }
 }
 
@@ -151,11 +160,10 @@ static uint32_t bf16_toward(float value, int down)
     return (bits + (away ? 0xffffu : 0)) & 0xffff0000u;
 }
 
-static inline void int4_pack(const uint8_t *codes, size_t bytes, uint8_t *restrict out)
+static inline void int4_pack(const uint8_t *codes, size_t half, uint8_t *restrict out)
 {
-    const u16u *restrict pairs = (const u16u *)(const void *)codes;
-    for (size_t i = 0; i < bytes; i++) {
-        out[i] = (uint8_t)(pairs[i] | pairs[i] >> 4);
+    for (size_t i = 0; i < half; i++) {
+        out[i] = (uint8_t)(codes[i] | codes[half + i] << 4);
     }
 }
 
@@ -210,11 +218,11 @@ static size_t int4_encode(const uint8_t *src, size_t n, float step, uint8_t *dst
     return (size_t)(out - dst);
 }
 
-static void int4_unpack(const uint8_t *restrict packed, size_t bytes, uint8_t *codes)
+static void int4_unpack(const uint8_t *restrict packed, size_t half, uint8_t *restrict codes)
 {
-    u16u *restrict pairs = (u16u *)(void *)codes;
-    for (size_t i = 0; i < bytes; i++) {
-        pairs[i] = (uint16_t)((packed[i] & 15) | (packed[i] & 0xf0) << 4);
+    for (size_t i = 0; i < half; i++) {
+        codes[i] = packed[i] & 15;
+        codes[half + i] = packed[i] >> 4;
     }
 }
 

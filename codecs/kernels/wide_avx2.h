@@ -47,81 +47,20 @@ static size_t bf16_wide(const uint8_t *src, size_t n, uint8_t *dst)
     return done;
 }
 
-/* Least and greatest of 8 blocks, spread over 8 lanes each; and what the blocks are coded with. */
-typedef struct wide_ends {
-    __m256 low[8];
-    __m256 high[8];
-} wide_ends;
-
-typedef struct wide_scales {
-    float low[8];
-    float step[8];
-    float inverse[8];
-    int sound;
-} wide_scales;
-
-/* Rows to columns, joined by OP: lane i of the result is that of all lanes of m[i]. */
-#define REDUCE(OP, m)                                                                                                  \
-    do {                                                                                                               \
-        __m256 pair[4];                                                                                                \
-        for (size_t i = 0; i < 4; i++) {                                                                               \
-            pair[i] = OP(_mm256_unpacklo_ps((m)[2 * i], (m)[2 * i + 1]),                                               \
-                         _mm256_unpackhi_ps((m)[2 * i], (m)[2 * i + 1]));                                              \
-        }                                                                                                              \
-        for (size_t i = 0; i < 4; i += 2) {                                                                            \
-            pair[i] = OP(_mm256_shuffle_ps(pair[i], pair[i + 1], 0x44), _mm256_shuffle_ps(pair[i], pair[i + 1], 0xee)); \
-        }                                                                                                              \
-        (m)[0] = OP(_mm256_permute2f128_ps(pair[0], pair[2], 0x20), _mm256_permute2f128_ps(pair[0], pair[2], 0x31));   \
-        /* adding 0 turns -0 into 0 */                                                                                 \
-        (m)[0] = _mm256_add_ps((m)[0], _mm256_setzero_ps());                                                           \
-    } while (0)
-
-/* The next bf16 away from 0, for values with the sign `away` (all ones: negative ones) or 0. */
-static inline __m256 wide_bf16_away(__m256 values, __m256i away)
-{
-    __m256i bits = _mm256_castps_si256(values);
-    bits = _mm256_add_epi32(bits, _mm256_and_si256(away, _mm256_set1_epi32(0xffff)));
-    return _mm256_castsi256_ps(_mm256_and_si256(bits, _mm256_set1_epi32((int)0xffff0000u)));
-}
-
-static wide_scales wide_scales_of(wide_ends *e, float levels, int half)
-{
-    wide_scales s;
-    REDUCE(_mm256_min_ps, e->low);
-    REDUCE(_mm256_max_ps, e->high);
-    __m256 low = e->low[0];
-    if (half) {
-        low = wide_bf16_away(low, _mm256_srai_epi32(_mm256_castps_si256(low), 31));
-    }
-    __m256 width = _mm256_sub_ps(e->high[0], low);
-    __m256 step = _mm256_div_ps(width, _mm256_set1_ps(levels));
-    if (half) {
-        step = wide_bf16_away(step, _mm256_set1_epi32(-1));
-    }
-    __m256 normal = _mm256_cmp_ps(step, _mm256_set1_ps(0x1p-126f), _CMP_GE_OQ);
-    _mm256_storeu_ps(s.low, low);
-    _mm256_storeu_ps(s.step, _mm256_and_ps(step, normal));
-    _mm256_storeu_ps(s.inverse, _mm256_and_ps(_mm256_div_ps(_mm256_set1_ps(1), step), normal));
-    __m256 fits = _mm256_cmp_ps(width, _mm256_set1_ps(0x1.fffffep127f), _CMP_LE_OQ);
-    __m256 rises = _mm256_cmp_ps(width, _mm256_setzero_ps(), _CMP_GE_OQ);
-    s.sound = _mm256_movemask_ps(_mm256_and_ps(fits, rises)) == 0xff;
-    return s;
-}
-
 static size_t int4_wide_decode(const uint8_t *src, size_t n, f32u *out)
 {
-    const __m256i places = _mm256_setr_epi32(0, 4, 8, 12, 16, 20, 24, 28);
+    const __m256i nibble = _mm256_set1_epi32(15);
     size_t done = 0;
     for (; done + 64 <= n; done += 64, src += 36) {
         const u16u *scales = (const u16u *)(const void *)src;
-        const u32u *codes = (const u32u *)(const void *)(src + 4);
         __m256 low = _mm256_set1_ps(zc_float_of((uint32_t)scales[0] << 16));
         __m256 step = _mm256_set1_ps(zc_float_of((uint32_t)scales[1] << 16));
-        for (size_t i = 0; i < 8; i++) {
-            __m256i code = _mm256_srlv_epi32(_mm256_set1_epi32((int)codes[i]), places);
-            __m256 value = _mm256_cvtepi32_ps(_mm256_and_si256(code, _mm256_set1_epi32(15)));
-            value = _mm256_add_ps(low, _mm256_mul_ps(value, step));
-            wide_store(out + done + 8 * i, _mm256_castps_si256(value));
+        for (size_t i = 0; i < 32; i += 8) {
+            __m256i codes = _mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i *)(const void *)(src + 4 + i)));
+            __m256 first = _mm256_cvtepi32_ps(_mm256_and_si256(codes, nibble));
+            __m256 second = _mm256_cvtepi32_ps(_mm256_srli_epi32(codes, 4));
+            wide_store(out + done + i, _mm256_castps_si256(_mm256_add_ps(low, _mm256_mul_ps(first, step))));
+            wide_store(out + done + 32 + i, _mm256_castps_si256(_mm256_add_ps(low, _mm256_mul_ps(second, step))));
         }
     }
     return done;

@@ -50,15 +50,15 @@ def struck(
 
 
 @SEEDED
-@pytest.mark.parametrize("codec", CODECS)
-def test_a_few_of_each(tmp_path: Path, codec: str, seed: int):
+@pytest.mark.parametrize(("codec", "keys"), [(CODECS[0], False), (CODECS[1], True)], ids=["plain", "packed, with keys"])
+def test_a_few_of_each(tmp_path: Path, codec: str, keys: bool, seed: int):
     blows = [
         kills("node-0"), dies("node-0", 1), cuts("node-1", 50_000), kills("owner-1"), stops("aggregator", 0.5),
         dies("manager", 2), resets(["owner-0", control("node-0")], 0.1), silence(["node-1"], 1), dies("aggregator", 0),
         kills("node-0", "node-1"), kills("manager"),
     ]  # fmt: skip
     random.Random(seed).shuffle(blows)
-    assert struck(tmp_path, codec, blows, seed) >= 5
+    assert struck(tmp_path, codec, blows, seed, keys=keys) >= 5
 
 
 @SEEDED

@@ -23,6 +23,7 @@ from zmpsl.job.load import dump_job, parse_job
 from zmpsl.loop import Node
 from zmpsl.observe.events import NoticeEvent, PlanEvent
 from zmpsl.profiles import write_profile
+from zmpsl.roles.compute import ComputeNode
 from zmpsl.roles.manager_state import Phase
 from zmpsl.roles.owner import DataOwner
 
@@ -149,6 +150,31 @@ def test_a_role_that_hangs_counts_as_lost(tmp_path: Path):
         assert victim.drain(10)
         assert "has said nothing for 3 s" in str(victim.error)
         assert run.manager.stop()
+
+
+def test_a_node_that_hangs_is_followed_by_a_standby(tmp_path: Path):
+    """The same of a compute node, in the middle of a round: nobody but the manager can tell."""
+    awake = threading.Event()
+    settings = [
+        "owners=2",
+        "train.rounds=100000",
+        "evaluate.every=0",
+        "recover.silent_s=3",
+        "recover.standby_after_s=0.1",
+    ]
+    with ThreadedRun(job("data.args.limit=96", "train.batch_size=16", *settings), tmp_path) as run:
+        manager = run.manager.manager
+        with Node(ComputeNode(tmp_path, "standby"), run.manager.endpoint) as other:
+            wait_for(lambda: manager.phase is Phase.TRAINING and manager.round > 0 and other.member.place)
+            victim = next(node for node in run.nodes if node.member.place == "node-0")
+            victim.member.has_room = lambda _task: awake.wait()  # type: ignore[method-assign]
+            wait_for(lambda: other.member.place == "node-0" and manager.phase is Phase.TRAINING)
+            seen = manager.round
+            wait_for(lambda: manager.round > seen + 1)
+            awake.set()
+            assert victim.drain(10)
+            assert "has said nothing for 3 s" in str(victim.error)
+            assert run.manager.stop()
 
 
 def lazy(run: FaultyRun, place: str) -> None:

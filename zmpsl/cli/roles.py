@@ -58,8 +58,8 @@ def manager(
         role = Manager(runs, settings, name, read_record(resume) if resume is not None else None)
         role.board.listeners.append(progress.handle)
         node = ManagerNode(role, bind, advertise, security=security_from(keys, security, "manager"))
-        click.echo(f"manager at {node.endpoint}")
         _stoppable(node.ask_to_stop, quiet_signals)
+        click.echo(f"manager at {node.endpoint}")
         node.run()
         if role.folder is not None and role.folder.exists():
             click.echo(f"run folder: {role.folder}")
@@ -102,8 +102,8 @@ def _member(
         member = make_member(role, runs, place, data_dir, memory)
         member.allowed_code = allow_code
         node = Node(member, manager, bind, advertise, security=security_from(keys, security, role))
-        click.echo(f"{role} at {node.endpoint}, manager at {manager}")
         _stoppable(node.ask_to_stop, quiet_signals)
+        click.echo(f"{role} at {node.endpoint}, manager at {manager}")
         node.run()
         click.echo(f"{node.member.place}: done")
 

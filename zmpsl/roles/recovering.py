@@ -66,9 +66,10 @@ class Recovering(ManagerState):
         for peer, text in self.recovery.due(now).items():
             yield from self._look_at(peer, text)
         yield from self._look_for_work(now)
-        limit = self.job.recover.silent_s if self.job is not None and self.plan is not None else math.inf
+        limit = self.job.recover.silent_s if self.job is not None else math.inf
         for seat in self.roster:
-            if seat.heard_at is None:
+            waits = self.plan is None or not seat.planned or seat.paused  # it has nothing to do, and nothing to say
+            if seat.heard_at is None or waits:
                 seat.heard_at = now
             elif now - seat.heard_at > limit:
                 how = f"has said nothing for {limit:g} s (recover.silent_s)"
