@@ -3,9 +3,9 @@
     python bench/guest.py --memory 16GiB python bench/pool.py --cgroup /run/cgroup --total 10GiB ...
 
 User-mode Linux (Debian's package user-mode-linux) is a kernel that runs as a process; what runs under it runs on this
-processor as it is. The guest sees this host's files; it has one processor, a loopback of its own, and cgroups of version 2
-in /run/cgroup. Page faults and system calls take many times as long, so this is for what is counted, not for what is timed.
-Needs no rights but to write where the command does, and a host that allows a mapping for each page of the guest.
+processor as it is. The guest sees this host's files; it has one processor, a loopback of its own, and cgroups of
+version 2 in /run/cgroup. Page faults and system calls take many times as long, so this is for what is counted, not for
+what is timed. It needs no rights, but a host that allows a mapping for each page of the guest.
 """
 
 from __future__ import annotations
