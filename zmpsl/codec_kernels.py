@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
 
-__all__ = ["KERNELS", "NAMES", "Kernel", "Kernels", "gather"]
+__all__ = ["KERNELS", "NAMES", "NOT_NATIVE", "Kernel", "Kernels", "gather"]
 
 NAMES = ("bf16", "int8", "int4", "bitmap", "bytes", "huff", "bf16_huff", "qz")
 STEP_MIN = 2.0**-100
@@ -98,3 +98,4 @@ def _load() -> ModuleType:
 
 
 KERNELS = gather(_load())
+NOT_NATIVE = "codecs run in NumPy here and not in C: the same bytes, many times slower; `zmpsl doctor` says what to do"

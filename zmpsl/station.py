@@ -7,12 +7,14 @@ zmpsl.loop with sockets, zmpsl.launch.memory without.
 from __future__ import annotations
 
 import heapq
+import logging
 import time
 from collections.abc import Callable, Iterator
 from itertools import count
 
+from zmpsl.codec_kernels import KERNELS, NOT_NATIVE
 from zmpsl.errors import RemoteProtocolError
-from zmpsl.job.codec import Spec, parse_spec
+from zmpsl.job.codec import Spec, packs, parse_spec
 from zmpsl.job.schema import Codec as CodecSettings
 from zmpsl.messages import Accuse
 from zmpsl.plan import AGGREGATOR, node_name, owner_name
@@ -29,6 +31,8 @@ from zmpsl.transport.tcp_info import Reading
 from zmpsl.transport.wire import HEADER_BYTES, OWNER_SENDER, Header
 
 __all__ = ["URGENCY", "Station", "codec_for", "sender_of"]
+
+log = logging.getLogger("zmpsl")
 
 # Backward first: it frees activations and keeps the owner's next step from waiting.
 # CLOSE no later than FORWARD: it frees a replica another owner may wait for.
@@ -82,6 +86,8 @@ class Station:
 
     def connect(self, action: Connect) -> None:
         """Makes an outbox for every peer of the plan."""
+        if packs(action.plan.job.codec) and not KERNELS.native:
+            log.warning(NOT_NATIVE)
         job, keys = action.plan.job, {peer.name: peer.public for peer in action.plan.peers}
         self.quota = Quota(job.network.credit_bytes, job.guard.bytes_per_s, job.guard.messages_per_s)
         self.quota.limit(action.plan.rates)

@@ -84,10 +84,14 @@ def _ended_as_by_ctrl_c() -> Iterator[None]:
 
 
 def _run_locally(settings: Job, runs: Path, name: str | None, resume: bool, plain: bool) -> int:
+    from zmpsl.codec_kernels import KERNELS, NOT_NATIVE
     from zmpsl.errors import ZmpslError
+    from zmpsl.job.codec import packs
     from zmpsl.launch.local import run as run_job
     from zmpsl.observe.progress import Progress
 
+    if packs(settings.codec) and not KERNELS.native:
+        click.echo(f"warning: {NOT_NATIVE}", err=True)
     with _ended_as_by_ctrl_c(), Progress(sys.stdout, False if plain else None) as progress:
         result = run_job(settings, runs, name, resume=resume, on_event=progress.handle)
     try:

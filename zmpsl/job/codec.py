@@ -20,7 +20,7 @@ from msgspec import Struct
 
 from zmpsl.job.schema import Codec
 
-__all__ = ["CLASSES", "EXACT", "LOSSY", "Spec", "parse_spec", "problems", "spread"]
+__all__ = ["CLASSES", "EXACT", "LOSSY", "Spec", "packs", "parse_spec", "problems", "spread"]
 
 EXACT = ("none", "lz4", "bitmap", "huff")
 LOSSY = ("bf16", "int8", "int4", "bf16-huff", "qz", "topk")
@@ -108,6 +108,12 @@ def spread(text: str) -> dict[str, str]:
     name = text.strip()
     parts = "huff" if name in CLASSES else "auto" if name.startswith("auto") else "none"
     return {"activations": text, "gradients": text, "parts": parts}
+
+
+def packs(codec: Codec) -> bool:
+    """Tells whether any tensor is packed, or may be."""
+    texts = (codec.activations, codec.gradients, codec.parts, codec.checkpoints, *codec.links.values())
+    return any(parse_spec(text).name != "none" for text in texts)
 
 
 def problems(codec: Codec) -> Iterator[tuple[list[str], str]]:
