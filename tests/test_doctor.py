@@ -5,8 +5,11 @@ from __future__ import annotations
 import contextlib
 import os
 import resource
+import shutil
 import socket
+import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from click.testing import CliRunner
@@ -74,6 +77,37 @@ def test_too_few_open_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     (found,) = findings(tmp_path, wanted="open files", job=job("owners=100"))
     assert found.level == "error"
     assert found.fix.startswith("ulimit -n")
+
+
+@pytest.mark.parametrize(
+    ("off_s", "text", "fix"),
+    [
+        (-30 * 365 * 86_400, "before zmpsl was installed", "set the clock (timedatectl)"),
+        (3600, "the file server's is -3600 s away", "let both ask a time server"),
+    ],
+)
+def test_a_clock_that_is_wrong(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, off_s: float, text: str, fix: str):
+    now = time.time
+    monkeypatch.setattr(time, "time", lambda: now() + off_s)
+    (found,) = findings(tmp_path, wanted="clock")
+    assert (found.level, found.fix) == ("warning", fix)
+    assert text in found.text
+
+
+def test_little_memory_in_a_container(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """What the container allows counts, not what the host has."""
+    monkeypatch.setattr("zmpsl.doctor._cgroup", lambda: (1 << 30, 700 << 20))
+    (found,) = findings(tmp_path, wanted="memory")
+    assert found.level == "warning"
+    assert found.text == "0.3 GiB free of 1.0 (the container's limit)"
+    assert "give the container more" in found.fix
+
+
+def test_a_disk_that_is_nearly_full(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=1 << 29))
+    (found,) = findings(tmp_path, wanted="disk")
+    assert (found.level, found.fix) == ("warning", "make room, or choose another folder with --runs")
+    assert found.text.startswith("0.5 GiB free")
 
 
 def test_keys_that_are_not_in_order(tmp_path: Path):

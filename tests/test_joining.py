@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 import zmq
-from helpers import TINY, ThreadedRun, job, wait_for
+from helpers import TINY, ThreadedRun, job, notices, wait_for
 
 from zmpsl import __version__
 from zmpsl.errors import JobError, JoinError, NetworkError, PeerLostError, ZmpslError
@@ -193,7 +193,8 @@ def test_late_role_is_refused():
 def test_another_protocol(says: Callable[[str, Message], list[FromManager]]):
     """Two versions of zmpsl that cannot talk: both are named, and what to do."""
     with party(job(*SMALL)) as (manager, _):
-        answer = says(manager.endpoint, Join(role="compute", protocol=PROTOCOL + 1, version="9.9"))[-1]
+        told = notices(manager.manager.board)
+        answer = says(manager.endpoint, Join(role="compute", protocol=PROTOCOL + 1, version="9.9", host="attic"))[-1]
         assert isinstance(answer, Refused)
         assert answer.exit_code == JoinError.exit_code
         assert answer.text == (
@@ -201,6 +202,7 @@ def test_another_protocol(says: Callable[[str, Message], list[FromManager]]):
             f"compute speaks {PROTOCOL + 1} (zmpsl 9.9); install the same version on all hosts"
         )
         assert len(manager.manager.roster) == 0
+        assert told == [f"refused compute (process 0 on attic): {answer.text}"]
 
 
 def test_unknown_role(says: Callable[[str, Message], list[FromManager]]):

@@ -1,7 +1,8 @@
-"""Who says nothing hangs, but only who has something to do: those that wait are waited for, however long."""
+"""Who says nothing hangs, but only who has something to do; and while the manager hears nothing, work goes on."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,9 @@ from test_schedules import small
 
 from zmpsl.checkpoint import load_state_dict
 from zmpsl.job import Job
-from zmpsl.messages import Described
+from zmpsl.launch.memory import MemoryRun, _Place
+from zmpsl.messages import Described, Prepared, Trained
+from zmpsl.roles.manager_state import Phase
 
 
 def short(**more: Any) -> Job:
@@ -60,3 +63,30 @@ def test_a_standby_is_there_when_it_is_needed(tmp_path: Path):
     run.run()
     assert sum("standby-0" in text and "takes the place of node-0" in text for text in texts) == 1
     check(run, texts, tmp_path)
+
+
+class Away(MemoryRun):
+    """A run whose manager hears nothing, from the beginning of a round until all others have done what they can."""
+
+    back = False
+
+    def _moves(self, place: _Place) -> Iterator[tuple[str, _Place, str]]:
+        away = self.manager.phase is Phase.TRAINING and self.manager.round == 1 and not self.back
+        self.back = self.back or (away and self.all_done())
+        return (move for move in super()._moves(place) if self.back or not (away and move[0] == "hear"))
+
+    def all_done(self) -> bool:
+        """Whether owners have trained and handed in their parts, and all others have stored the sums."""
+        said = [(each.station.member.role, {type(one) for one in each.said}) for each in self._places.values()]
+        return all((Trained if role == "owner" else Prepared) in kinds for role, kinds in said)
+
+
+def test_owners_and_nodes_go_on_while_the_manager_is_away(tmp_path: Path):
+    """They train the round to its end and store it; only committed it is not. Else this run would stand still."""
+    run, quiet = Away(small(2, 1), 5, tmp_path), MemoryRun(small(2, 1), 6)
+    for each in (run, quiet):
+        each.run()
+    assert run.back
+    assert run.manager.record is not None
+    assert quiet.manager.record is not None
+    assert run.manager.record.committed == quiet.manager.record.committed
