@@ -1,6 +1,6 @@
 """Hundreds of imitated owners over real sockets: throughput and memory over K, predicted against measured, slow owners.
 
-    python bench/scale.py [--more] [--only scale,mix,links,relay] [--rounds N] [--data FOLDER] [--json FILE]
+    python bench/scale.py [--more] [--only scale,mix,links,relay,links-relay] [--rounds N] [--data FOLDER] [--json FILE]
 
 Everything runs as `zmpsl run --emulate` does: manager, aggregator, compute nodes, and a few processes that hold the
 owners, each with sockets of its own. Owners compute nothing; they take the time, and send the bytes, of real ones.
@@ -14,8 +14,9 @@ Figures are medians over the rounds of a run but the first, in which connections
 3. links: figure 13b: 100 owners, of which 70 % have 8 times slower links.
 4. relay: SplitNN measured: the 30 owners of 2, one after the other, with one batch each. What 16 batches each take is
    computed (`splitnn_time`), beside 2 and 3.
+5. links-relay: the same for the 100 owners of 3.
 
-In 2 and 3 all owners train at the same time, as in the paper. In 2 to 4 time is scaled, and tensors are those of
+In 2 and 3 all owners train at the same time, as in the paper. In 2 to 5 time is scaled, and tensors are those of
 batches of 8 instead of 128 over links that are 16 times slower: the seconds of a transfer are those of the paper. They
 need the authors' numbers ($ZMPSL_DATA, folder mpsl).
 """
@@ -210,18 +211,28 @@ def mixes(paper: Paper) -> list[dict[str, Any]]:
     return [paper.run(f"{fast} d1 + {30 - fast} d2", mix(fast), 50) for fast in (30, 15, 0)]
 
 
+def far(**more: Any) -> dict[str, list[dict[str, Any]]]:
+    """Gives 100 owners with equal links, and with 70 % of them behind links eight times slower."""
+    slow = {"count": 70, "name": "slow", "bytes_per_s": SLOW.bytes_per_s / SHRINK / 8, **more}
+    return {
+        "100 at 8 Mbit/s": [{"count": 100, **more}],
+        "30 at 8, 70 at 1 Mbit/s": [{"count": 30, **more}, slow],
+    }
+
+
 def slow_links(paper: Paper) -> list[dict[str, Any]]:
     """Figure 13b."""
-    slow = {"count": 70, "name": "slow", "bytes_per_s": SLOW.bytes_per_s / SHRINK / 8}
-    return [
-        paper.run("100 at 8 Mbit/s", [{"count": 100}], 80),
-        paper.run("30 at 8, 70 at 1 Mbit/s", [{"count": 30}, slow], 80),
-    ]
+    return [paper.run(name, owners, 80) for name, owners in far().items()]
 
 
 def relay(paper: Paper) -> list[dict[str, Any]]:
     """SplitNN over real sockets: one owner after the other, with one batch each."""
     return [paper.run(f"in turn: {fast} d1 + {30 - fast} d2", mix(fast, batches=1), 20, replicas=1) for fast in (30, 0)]
+
+
+def links_relay(paper: Paper) -> list[dict[str, Any]]:
+    """The same for figure 13b."""
+    return [paper.run(f"in turn: {name}", owners, 20, replicas=1) for name, owners in far(batches=1).items()]
 
 
 def show_scale(runs: Sequence[dict[str, Any]]) -> str:
@@ -239,7 +250,7 @@ def show_scale(runs: Sequence[dict[str, Any]]) -> str:
 
 
 def show_paper(runs: Sequence[dict[str, Any]]) -> str:
-    """Gives a table of 2 to 4, in seconds of the imitated devices."""
+    """Gives a table of 2 to 5, in seconds of the imitated devices."""
     rows = []
     for one in runs:
         measured, predicted, alone = (one["scale"] * one[key] for key in ("measured_s", "predicted_s", "splitnn_s"))
@@ -255,7 +266,7 @@ def show_paper(runs: Sequence[dict[str, Any]]) -> str:
 
 @click.command()
 @click.option("--more", is_flag=True, help="1,000 owners too.")
-@click.option("--only", default="scale,mix,links,relay", show_default=True, help="Which parts.")
+@click.option("--only", default="scale,mix,links,relay,links-relay", show_default=True, help="Which parts.")
 @click.option("--owners", default="10,30,100,300", show_default=True, help="Numbers of owners of the first part.")
 @click.option("--rounds", default=3, show_default=True, help="Rounds of each run; the first does not count.")
 @click.option("--batches", default=300, show_default=True, help="Of a round of the first part: few fill no pipe.")
@@ -273,7 +284,8 @@ def main(more: bool, only: str, owners: str, data: str, json_path: Path | None, 
         print("No numbers of the authors here ($ZMPSL_DATA/mpsl): the other parts are left out.\n")
         parts = []
     with tempfile.TemporaryDirectory() as folder:
-        for part, what in (("mix", mixes), ("links", slow_links), ("relay", relay)):
+        ways = (("mix", mixes), ("links", slow_links), ("relay", relay), ("links-relay", links_relay))
+        for part, what in ways:
             if part in parts:
                 found[part] = what(Paper(Path(data), Path(folder)))
                 print(show_paper(found[part]))

@@ -136,6 +136,11 @@ class TestPlan:
         assert ample["most_in_flight"] == 10
         assert "should fill the chain, so" in ample["words"]
 
+    def test_without_the_model_s_code_nothing_is_said_of_memory(self) -> None:
+        ask = ("plan", "--profile", PROFILE, "--batches", "5", "--set", "model.name=nowhere:blocks")
+        assert "memory:" not in invoke(*ask)
+        assert as_json(*ask)["memory"] is None
+
     def test_a_number_of_owners_that_does_not_fit_is_refused(self) -> None:
         few = ("--set", "owners_in_flight=4", "--set", "planning.node_memory={node-0: 3000000, node-1: 9000000}")
         text = invoke("plan", "--profile", PROFILE, "--batches", "5", "--set", "owners=10", *few, code=2)

@@ -7,9 +7,10 @@ from collections.abc import Callable, Collection, Sequence
 
 import msgspec
 
+from zmpsl.errors import JobError
 from zmpsl.job.schema import Job
 from zmpsl.messages import Join
-from zmpsl.plan import micro_samples, node_name, owner_name
+from zmpsl.plan import Block, micro_samples, node_name, owner_name
 from zmpsl.planner.advice import Advice, Memory, advise, bounds_of
 from zmpsl.planner.measured import Measured
 from zmpsl.planner.predict import batch_s, owners_to_fill, predict
@@ -25,7 +26,8 @@ def foresee(measured: Measured, batches: tuple[int, ...]) -> Advice:
     """Lays out the plan of a job, with as many owners at a time as the nodes have memory for.
 
     A compute node is taken for a process on the host that its profile is of. What that host has is known where it is
-    this one, and what a process takes by itself is taken to be what this one does.
+    this one, and what a process takes by itself is taken to be what this one does. Where the model's code is not here,
+    nothing is said of memory.
 
     Args:
         measured: What was measured, with the job.
@@ -35,28 +37,24 @@ def foresee(measured: Measured, batches: tuple[int, ...]) -> Advice:
         Infeasible: No split meets all limits.
         JobError: The nodes have too little memory for the owners that the job asks for.
     """
-    job, rooms = measured.job, _rooms(measured)
-    nodes = tuple(msgspec.structs.replace(node, memory_bytes=rooms[node.name]) for node in measured.nodes)
-    replicas = 1 if job.owners_in_flight == "auto" else job.owners_in_flight
-    measured = msgspec.structs.replace(measured, nodes=nodes, replicas=replicas)
-    if job.recompute == "always":
-        measured = measured.with_recompute()
+    from zmpsl.engine.build import summarise
+
+    measured, advice = _advised(measured, batches)
     try:
-        advice = advise(measured, batches, job.planning.solver)
-    except Infeasible:
-        if job.recompute != "auto" or measured.recomputes:
-            raise
-        measured = measured.with_recompute()
-        advice = advise(measured, batches, job.planning.solver)
+        blocks = summarise(measured.job.model)
+    except JobError:
+        return advice
     order, bounds = [piece.node for piece in advice.solution.pieces], bounds_of(measured, advice.solution)
 
     def again(nodes: Collection[str]) -> Measured:
         # Places names nodes by hop; here they keep the names of their profiles.
         return measured.with_recompute({order[int(name.removeprefix("node-"))] for name in nodes})
 
-    places = _places(measured, order, bounds, lambda owners, nodes: batch_s(again(nodes), bounds, order, owners))
+    places = _places(
+        measured, blocks, order, bounds, lambda owners, nodes: batch_s(again(nodes), bounds, order, owners)
+    )
     chosen, training = again(places.recompute), places.training
-    training.aim(owners_to_fill(chosen, bounds, order), more=job.owners_in_flight == "auto")
+    training.aim(owners_to_fill(chosen, bounds, order), more=measured.job.owners_in_flight == "auto")
     expected = predict(chosen, bounds, order, batches, None, training.limit)
     memory = Memory(
         str(places),
@@ -66,6 +64,23 @@ def foresee(measured: Measured, batches: tuple[int, ...]) -> Advice:
         advice.epoch_s + expected.round_s - advice.prediction.round_s,
     )
     return msgspec.structs.replace(advice, memory=memory)
+
+
+def _advised(measured: Measured, batches: tuple[int, ...]) -> tuple[Measured, Advice]:
+    """Solves within the nodes' memory, as a manager does."""
+    job, rooms = measured.job, _rooms(measured)
+    nodes = tuple(msgspec.structs.replace(node, memory_bytes=rooms[node.name]) for node in measured.nodes)
+    replicas = 1 if job.owners_in_flight == "auto" else job.owners_in_flight
+    measured = msgspec.structs.replace(measured, nodes=nodes, replicas=replicas)
+    if job.recompute == "always":
+        measured = measured.with_recompute()
+    try:
+        return measured, advise(measured, batches, job.planning.solver)
+    except Infeasible:
+        if job.recompute != "auto":
+            raise
+        measured = measured.with_recompute()
+        return measured, advise(measured, batches, job.planning.solver)
 
 
 def _rooms(measured: Measured) -> dict[str, float | None]:
@@ -81,10 +96,9 @@ def _rooms(measured: Measured) -> dict[str, float | None]:
 
 
 def _places(
-    measured: Measured, order: Sequence[str], bounds: tuple[int, ...],
+    measured: Measured, blocks: tuple[Block, ...], order: Sequence[str], bounds: tuple[int, ...],
     pace: Callable[[int, Collection[str]], float | None],
 ) -> Places:  # fmt: skip
-    from zmpsl.engine.build import summarise
     from zmpsl.engine.footprint import model_footprints
     from zmpsl.engine.profile import inputs_like
 
@@ -98,4 +112,4 @@ def _places(
     # What the job says of nodes by name is in their rooms already, and these may be in another order now.
     planning = msgspec.structs.replace(job.planning, node_memory={})
     known: Job = msgspec.structs.replace(job, memory="100%", planning=planning, compute_nodes=len(order))
-    return Places(known, summarise(job.model), bounds, prints, joins, pace)
+    return Places(known, blocks, bounds, prints, joins, pace)
