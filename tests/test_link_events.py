@@ -11,7 +11,7 @@ import zmq
 from helpers import wait_for
 
 from zmpsl.codecs import NONE
-from zmpsl.transport.link import Inbox, Link
+from zmpsl.transport.link import Inbox, Link, monitor
 from zmpsl.transport.outbox import Outbox
 
 
@@ -89,3 +89,16 @@ def test_the_kernel_tells_a_cut_link_from_a_reader_that_takes_nothing() -> None:
     if done.returncode == 77 or "FileNotFoundError" in done.stderr:
         pytest.skip("a network of its own takes root rights and the command `ip`")
     assert done.returncode == 0, done.stderr
+
+
+def test_sockets_come_and_go_and_each_has_its_events(context: zmq.Context) -> None:
+    """The address of events was a socket's place in memory, where the next one may lie while libzmq still ends the last.
+
+    A node that met all its peers anew after a fault ended with "Address already in use".
+    """
+    for _ in range(300):
+        socket = context.socket(zmq.PUSH)
+        try:
+            monitor(socket, zmq.EVENT_CONNECTED).close()
+        finally:
+            socket.close(linger=0)

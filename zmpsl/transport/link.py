@@ -9,6 +9,7 @@ from __future__ import annotations
 import socket as stdlib_socket
 from collections import deque
 from collections.abc import Callable
+from itertools import count
 
 import zmq
 from zmq.utils.monitor import recv_monitor_message
@@ -43,6 +44,7 @@ SOURCE = int(zmq.SRCFD)  # of a received frame: the descriptor of its connection
 MOST_SOCKETS = 1 << 15
 # Small messages that wait leave together in frames of this size; larger ones would save little more.
 BUNDLE = 8 * (HEADER_BYTES + INLINE)
+_MONITORS = count()
 
 
 def many_sockets() -> zmq.Context[zmq.Socket[bytes]]:
@@ -108,7 +110,8 @@ def monitor(socket: zmq.Socket[bytes], events: int) -> zmq.Socket[bytes]:
     pyzmq's own get_monitor_socket has room for 2,000 reports; with more, libzmq's thread waits until they are read, and
     with it every socket of the context. A stranger who connects and hangs up makes that many in a second.
     """
-    address = f"inproc://monitor-{id(socket)}"
+    # No address twice: libzmq lets go of one only some time after its socket was closed.
+    address = f"inproc://monitor-{next(_MONITORS)}"
     socket.monitor(address, events)
     reports: zmq.Socket[bytes] = socket.context.socket(zmq.PAIR)
     reports.setsockopt(zmq.LINGER, 0)
