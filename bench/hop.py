@@ -3,6 +3,7 @@
     python bench/hop.py [--sizes 64KiB,1MiB,16MiB,64MiB] [--repeats 5] [--peers raw,pyzmq,gloo,grpc] [--json FILE]
 
 `--peers raw,zmpsl-curve` shows what keys cost: the same hop, encrypted; `--peers raw,zmpsl-bare` what checksums cost.
+`--mbit 20 --peers zmpsl-curve --seconds 5` shows it over a line of 20 Mbit/s (bench/proxy.py).
 
 GB is 1e9 bytes. A stream is sized to take --seconds; each repetition measures all transports one after the other, in
 rotating order, so that noise hits all alike. The ratio to raw is the median of the ratios within each repetition.
@@ -184,10 +185,11 @@ def markdown(about: dict[str, Any], rows: list[dict[str, Any]]) -> str:
     ]
     for row in rows:
         rate, ratio, trip = row["gb_per_s"], row["ratio_to_raw"], row["round_trip_ms"]["median"]
+        digits = ".2f" if rate["median"] > 0.1 else ".6f"
         sender, receiver, both = (row[f"cpu_{who}_s_per_gb"]["median"] for who in ("sender", "receiver", "both"))
         cells = (
             row["transport"], size_text(row["tensor_bytes"]), str(row["tensors"]),
-            f"{rate['median']:.2f} ({rate['min']:.2f}-{rate['max']:.2f})",
+            f"{rate['median']:{digits}} ({rate['min']:{digits}}-{rate['max']:{digits}})",
             "-" if ratio is None else f"{ratio['median']:.2f} ({ratio['min']:.2f}-{ratio['max']:.2f})",
             f"{trip:.3g}", f"{sender:.2f} + {receiver:.2f} = {both:.2f}",
             "-" if row["new_pool_buffers"] is None else str(row["new_pool_buffers"]),
@@ -202,20 +204,25 @@ def markdown(about: dict[str, Any], rows: list[dict[str, Any]]) -> str:
 @click.option("--peers", default="raw,gloo,grpc", show_default=True, help="What to compare with; may be empty.")
 @click.option("--seconds", default=0.4, show_default=True, type=click.FloatRange(0.001, 10), help="Length of a stream.")
 @click.option("--codec", default="none", show_default=True, type=click.Choice(["none", "lz4"]), help="zmpsl's codec.")
+@click.option(
+    "--mbit", default=0.0, type=click.FloatRange(0), help="Rate of the line in Mbit/s; only zmpsl's own peers."
+)
 @click.option("--json", "json_file", type=click.Path(path_type=Path, dir_okay=False), help="File for all samples.")
-def main(sizes: str, repeats: int, peers: str, seconds: float, codec: str, json_file: Path | None) -> None:
+def main(sizes: str, repeats: int, peers: str, seconds: float, codec: str, mbit: float, json_file: Path | None) -> None:
     tensor_bytes = [parse_size(text) for text in sizes.split(",")]
     kinds = ["zmpsl", *filter(None, peers.split(","))]
     for kind in kinds:
         if kind not in KINDS or kinds.count(kind) > 1:
             known = "raw, pyzmq, gloo, grpc, zmpsl-curve and zmpsl-bare"
             raise click.BadParameter(f"{kind!r} in --peers is not known or there twice; known are {known}")
+        if mbit and not kind.startswith("zmpsl"):
+            raise click.BadParameter(f"{kind!r} in --peers knows no --mbit; zmpsl-curve and zmpsl-bare do")
     about = environment()
     try:
         with ExitStack() as stack:
             pairs = []
             for kind in kinds:
-                pairs.append(Pair(kind, codec))
+                pairs.append(Pair(kind, codec, mbit))
                 stack.callback(pairs[-1].close)
             for pair in pairs:
                 pair.connect()
@@ -223,7 +230,7 @@ def main(sizes: str, repeats: int, peers: str, seconds: float, codec: str, json_
     except BenchError as error:
         raise click.ClickException(str(error)) from error
     if json_file is not None:
-        settings = {"repeats": repeats, "seconds": seconds, "codec": codec}
+        settings = {"repeats": repeats, "seconds": seconds, "codec": codec, "mbit": mbit}
         json_file.write_text(json.dumps({**about, "settings": settings, "rows": rows}, indent=1) + "\n")
     click.echo(markdown(about, rows))
 

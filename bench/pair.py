@@ -21,6 +21,7 @@ from zlib import crc32
 
 import numpy as np
 from peers import TIMEOUT_S, End, Gloo, Grpc, Pyzmq, Raw
+from proxy import Harm, Proxy
 
 __all__ = ["KINDS", "BenchError", "Pair", "Stream"]
 
@@ -182,13 +183,16 @@ class Pair:
     Args:
         kind: Key of KINDS.
         codec: Codec of zmpsl's link; the others pack nothing.
+        mbit: Rate of the line between them each way, in Mbit/s; as fast as it goes where 0. Only for zmpsl's own kinds.
 
     Raises:
         BenchError: A side could not start.
     """
 
-    def __init__(self, kind: str, codec: str) -> None:
+    def __init__(self, kind: str, codec: str, mbit: float = 0.0) -> None:
         self.kind = kind
+        self._mbit = mbit
+        self._lines: list[Proxy] = []
         self._sides = []
         context = multiprocessing.get_context("spawn")  # gloo and grpc do not survive a fork
         for receiver in (True, False):
@@ -202,6 +206,8 @@ class Pair:
     def connect(self) -> None:
         """Waits until both sides have started, and connects them."""
         addresses = [self._answer(side, START_S) for side in (0, 1)]
+        if self._mbit:
+            addresses = [self._behind_a_line(address) for address in addresses]
         self._ask("connect", receiver=(addresses[1],), sender=(addresses[0],))
 
     def stream(self, size: int, n: int) -> Stream:
@@ -244,6 +250,15 @@ class Pair:
             if process.is_alive():
                 process.kill()
                 process.join(10)
+        for line in self._lines:
+            line.close()
+
+    def _behind_a_line(self, address: str) -> str:
+        """Gives the address at which a slow line to this one begins."""
+        endpoint, _, public = address.partition(" ")
+        host, _, port = endpoint.removeprefix("tcp://").partition(":")
+        self._lines.append(Proxy((host, 0), (host, int(port)), Harm(bytes_per_s=self._mbit * 125e3)))
+        return f"tcp://{host}:{self._lines[-1].port} {public}".rstrip()
 
     def _ask(self, command: str, receiver: tuple[Any, ...], sender: tuple[Any, ...]) -> list[Any]:
         for (pipe, process), values in zip(self._sides, (receiver, sender), strict=True):

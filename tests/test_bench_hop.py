@@ -45,6 +45,17 @@ def test_one_size_gives_table_and_json(tmp_path):
     assert result["rows"][1]["ratio_to_raw"]["samples"] == [1.0]
 
 
+def test_over_a_slow_line_no_more_comes_through_than_its_rate(tmp_path):
+    """With keys and without; and what the line carries is what was sent."""
+    file = tmp_path / "hop.json"
+    options = ["--sizes", "64KiB", "--repeats", "1", "--seconds", "0.2", "--peers", "zmpsl-curve", "--mbit", "20"]
+    done = run(*options, "--json", str(file))
+    assert done.returncode == 0, done.stderr
+    rows = json.loads(file.read_text())["rows"]
+    assert [row["transport"] for row in rows] == ["zmpsl", "zmpsl-curve"]
+    assert all(0 < row["gb_per_s"]["median"] < 4 * 0.0025 for row in rows)  # what the sockets hold comes at once
+
+
 def test_without_raw_there_is_no_ratio(tmp_path):
     """zmpsl alone, packed, in two sizes."""
     file = tmp_path / "hop.json"
@@ -65,6 +76,7 @@ def test_without_raw_there_is_no_ratio(tmp_path):
         (["--sizes", "0KiB"], "'0KiB' is no size"),
         (["--peers", "raw,pigeon"], "'pigeon' in --peers"),
         (["--peers", "raw,raw"], "'raw' in --peers"),
+        (["--mbit", "20"], "'raw' in --peers knows no --mbit"),
     ],
 )
 def test_wrong_options_are_named(options, message):

@@ -107,3 +107,17 @@ def test_a_role_that_waits_ends_when_it_is_told(tmp_path: Path, number: signal.S
             role.send_signal(number)
             _, err = role.communicate(timeout=20)
             assert role.returncode == code, err
+
+
+def test_a_run_has_one_manager_at_a_time(tmp_path: Path):
+    """Two would write the same files; who goes on with a run that is under way is told so, and does it no harm."""
+    with under_way(tmp_path) as (process, folder, _):
+        before = read_record(folder).last
+        for words in (["run", "--plain"], ["manager"]):
+            with cli(*words, "--resume", str(folder), folder=tmp_path) as second:
+                _, err = second.communicate(timeout=30)
+                assert second.returncode == 2
+                assert f"another manager is at work in {folder}; end it first" in err
+        wait_for(lambda: read_record(folder).last > before)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(30) == 130

@@ -17,9 +17,12 @@ Everything is written to a temporary file, synced and renamed. The union of the 
 
 from __future__ import annotations
 
+import fcntl
+import os
 import re
 import shutil
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import msgspec
@@ -30,7 +33,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
 from zmpsl.codecs import by_name
-from zmpsl.errors import CheckpointError
+from zmpsl.errors import CheckpointError, JobError
 from zmpsl.job.schema import Job
 from zmpsl.packed_state import pack_state, unpack_state
 from zmpsl.plan import AGGREGATOR, Plan, node_name
@@ -39,6 +42,7 @@ from zmpsl.whole_file import replacing
 
 __all__ = [
     "Record",
+    "held",
     "load_parts",
     "load_state",
     "load_state_dict",
@@ -126,6 +130,30 @@ def read_record(run: Path) -> Record:
         raise CheckpointError(f"{path} cannot be read: {error.strerror}") from error
     except _DAMAGED as error:
         raise CheckpointError(f"{path} is damaged: {error}") from error
+
+
+@contextmanager
+def held(run: Path) -> Iterator[None]:
+    """Holds a run's folder for one manager; a process that dies lets go of it.
+
+    Raises:
+        JobError: Another manager holds it.
+        CheckpointError: The folder cannot be used.
+    """
+    try:
+        run.mkdir(parents=True, exist_ok=True)
+        number = os.open(run, os.O_RDONLY)
+    except OSError as error:
+        raise CheckpointError(f"cannot use the folder {run}: {error.strerror}") from error
+    try:
+        with suppress(OSError):  # some file systems over a network have no locks
+            try:
+                fcntl.flock(number, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise JobError(f"another manager is at work in {run}; end it first, or wait for its end") from None
+        yield
+    finally:
+        os.close(number)
 
 
 def round_folder(run: Path, round_: int) -> Path:

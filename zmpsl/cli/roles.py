@@ -44,16 +44,20 @@ def manager(
     security: str,
 ) -> None:
     """Run the manager; with JOB at once, without it wait until a job is submitted."""
-    from zmpsl.checkpoint import read_record
+    from contextlib import ExitStack
+
+    from zmpsl.checkpoint import held, read_record
     from zmpsl.keys import security_from
     from zmpsl.launch.process import quiet_signals
     from zmpsl.manager_loop import ManagerNode
     from zmpsl.observe.progress import Progress
     from zmpsl.roles.manager import Manager
 
-    with errors(), Progress(sys.stdout, None) as progress:
+    with errors(), ExitStack() as stack, Progress(sys.stdout, None) as progress:
         if resume is not None:
             job, runs, name = resume / "job.yaml", resume.resolve().parent, resume.resolve().name
+        if name is not None:
+            stack.enter_context(held(runs / name))
         settings = read_job(job, overrides) if job is not None or overrides else None
         role = Manager(runs, settings, name, read_record(resume) if resume is not None else None)
         role.board.listeners.append(progress.handle)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
-from zmpsl.checkpoint import read_record, write_text
+from zmpsl.checkpoint import held, read_record, write_text
 from zmpsl.errors import JobError, PeerLostError, ZmpslError, error_for
 from zmpsl.job.load import dump_job
 from zmpsl.job.schema import Job
@@ -95,12 +95,14 @@ def prepare(job: Job, runs: Path, name: str | None, resume: bool) -> Path:
     """Makes or checks the run's folder and leaves the resolved job in it.
 
     Raises:
-        JobError: The folder holds another run, or the one to go on with was made with another job.
+        JobError: The folder holds another run, or the one to go on with was made with another job, or is under way.
         CheckpointError: There is no run to go on with.
     """
     folder = runs / (name or _free_name(runs, job.name))
     if resume:
         record = read_record(folder)
+        with held(folder):  # its manager will have it for itself; here somebody reads why it could not
+            pass
         if (record.job.owners, record.job.model, record.job.seed) != (job.owners, job.model, job.seed):
             raise JobError(
                 f"{folder}: a run goes on with the owners, model and seed it began with; of the rest, rounds, cuts and"

@@ -107,7 +107,7 @@ def manager_process(runs: Path, run: str, resume: bool, bind: str, ready: Connec
         promise: It writes here until when it is to be heard of again, in seconds of the monotonic clock. While it leads
             a run its loop never stands still for long; before, it may solve cuts.
     """
-    from zmpsl.checkpoint import read_record
+    from zmpsl.checkpoint import held, read_record
     from zmpsl.manager_loop import ManagerNode
     from zmpsl.roles.manager import Manager
 
@@ -130,7 +130,12 @@ def manager_process(runs: Path, run: str, resume: bool, bind: str, ready: Connec
         node.run()
 
     _log_to(runs / run, "manager")
-    sys.exit(guarded(work))
+
+    def alone() -> None:
+        with held(runs / run):
+            work()
+
+    sys.exit(guarded(alone))
 
 
 def member_process(role: str, runs: Path, run: str, name: str, place: str, endpoint: str) -> None:
