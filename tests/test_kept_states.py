@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from reference import train
 from test_recovery import disturbed
 
 from zmpsl.checkpoint import load_state_dict, read_record
+from zmpsl.engine.compute import ComputeEngine
 from zmpsl.errors import CheckpointError
 from zmpsl.job import Job
 from zmpsl.launch.local import run
@@ -22,6 +24,9 @@ from zmpsl.observe.events import RoundEvent, read_events
 from zmpsl.observe.report import write_report
 from zmpsl.packed_state import pack_state
 from zmpsl.pool.account import part_memory
+from zmpsl.pool.pool import State
+from zmpsl.pool.spill import KeptStates, Tensors
+from zmpsl.transport.task import Task
 
 BASE = [
     "optimizer.state=keep", "train.rounds=3", "train.batch_size=16", "data.args.limit=160", "data.args.test_limit=40",
@@ -50,6 +55,31 @@ def test_equals_the_reference(tmp_path: Path, name: str, nodes: int, micro: int)
     ours = MemoryRun(wanted, nodes + micro, tmp_path)
     ours.run()
     assert differing(global_state(ours.members), train(wanted).states[-1]) == []
+
+
+def test_a_state_is_read_while_its_owner_s_first_task_waits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """The node may have others to work for before it comes to that one."""
+    asked: list[int] = []
+    fetch, forward = KeptStates.fetch, ComputeEngine.forward
+
+    def fetch_and_note(states: KeptStates, owner: int, part: int, *room: Tensors) -> Callable[[], Tensors] | None:
+        asked.append(owner)
+        return fetch(states, owner, part, *room)
+
+    def forward_later(engine: ComputeEngine, task: Task) -> Task:
+        assert engine.pool.state(task.owner) is State.TRAINING
+        before = len(asked)
+        output = forward(engine, task)
+        assert len(asked) == before
+        return output
+
+    monkeypatch.setattr(KeptStates, "fetch", fetch_and_note)
+    monkeypatch.setattr(ComputeEngine, "forward", forward_later)
+    wanted = settings("momentum", "compute_nodes=2")
+    ours = MemoryRun(wanted, 3, tmp_path)
+    ours.run()
+    assert differing(global_state(ours.members), train(wanted).states[-1]) == []
+    assert sorted(asked) == sorted([*range(4)] * 3 * 4)  # three rounds, two nodes and an owner's two parts
 
 
 def test_keeping_is_neither_resetting_nor_averaging():

@@ -118,7 +118,10 @@ class ComputeEngine:
             self._learn(task)
         elif task.owner not in self._absent:
             return True
-        return self.pool.admit(task.owner)
+        admitted = self.pool.admit(task.owner)
+        if self._kept is not None and self.pool.state(task.owner) is State.RESERVED:
+            self.pool.get(task.owner, self._build)  # so its optimiser state is read while its first task waits
+        return admitted
 
     def forward(self, task: Task) -> Task:
         """Runs one micro-batch forward through the owner's replica."""

@@ -223,7 +223,7 @@ class KeptStates:
         folder = self._round_folder(owner, round_)
         path = folder / _name(blocks)
         try:
-            with replacing(path) as unfinished, unfinished.open("wb") as file:
+            with replacing(path, lasting=True) as unfinished, unfinished.open("wb") as file:
                 file.writelines(pack_state({MARK: np.array([owner, round_], np.int64), **state}))
                 nbytes = file.tell()
             # The round was begun before, under other cuts.
