@@ -92,7 +92,7 @@ def test_the_kernel_tells_a_cut_link_from_a_reader_that_takes_nothing() -> None:
 
 
 def test_sockets_come_and_go_and_each_has_its_events(context: zmq.Context) -> None:
-    """The address of events was a socket's place in memory, where the next one may lie while libzmq still ends the last.
+    """The address of events was a socket's place in memory, where another may lie while libzmq still ends the last.
 
     A node that met all its peers anew after a fault ended with "Address already in use".
     """
