@@ -33,7 +33,7 @@ LAYERS = [
     ["zmpsl.stats"],
     ["zmpsl.messages"],
     ["zmpsl.transport", *(f"zmpsl.transport.{name}" for name in PURE_TRANSPORT)],
-    ["zmpsl.transport.curve", "zmpsl.norms"],
+    ["zmpsl.transport.curve", "zmpsl.transport.sockets", "zmpsl.norms"],
     [
         *("zmpsl.transport.link", "zmpsl.transport.control", "zmpsl.transport.shaping", "zmpsl.codec_trial"),
         "zmpsl.slow_link",
@@ -51,7 +51,7 @@ LAYERS = [
     ["zmpsl.__main__"],
 ]
 ZMQ_USERS = {
-    *("zmpsl.transport.curve", "zmpsl.transport.link", "zmpsl.transport.control"),
+    *(f"zmpsl.transport.{name}" for name in ("curve", "sockets", "link", "control")),
     *("zmpsl.loop", "zmpsl.manager_loop", "zmpsl.crowd", "zmpsl.submit", "zmpsl.doctor", "zmpsl.link_trial"),
 }
 # Where torch may be imported when a module is loaded, and where only inside a function. launch.preload loads it early

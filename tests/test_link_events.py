@@ -11,8 +11,9 @@ import zmq
 from helpers import wait_for
 
 from zmpsl.codecs import NONE
-from zmpsl.transport.link import Inbox, Link, monitor
+from zmpsl.transport.link import Inbox, Link
 from zmpsl.transport.outbox import Outbox
+from zmpsl.transport.sockets import monitor
 
 
 @pytest.fixture

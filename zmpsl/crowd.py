@@ -27,9 +27,10 @@ from zmpsl.loop import Node
 from zmpsl.roles.actions import Action, Connect, Stop
 from zmpsl.roles.member import PROGRESS_EVERY_S, Member
 from zmpsl.transport.choice import Rate
-from zmpsl.transport.link import Link, many_sockets
+from zmpsl.transport.link import Link
 from zmpsl.transport.outbox import Outbox
 from zmpsl.transport.shaping import Lane, ShapedLink, lane_of
+from zmpsl.transport.sockets import many_sockets
 from zmpsl.transport.task import Task
 from zmpsl.transport.wire import HEADER_BYTES, Header
 

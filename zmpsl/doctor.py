@@ -39,7 +39,7 @@ from zmpsl.messages import Probe, Probed
 from zmpsl.transport.address import check_address
 from zmpsl.transport.control import ControlClient
 from zmpsl.transport.curve import check_pair
-from zmpsl.transport.link import bind as bind_socket
+from zmpsl.transport.sockets import bind as bind_socket
 
 __all__ = ["Finding", "examine"]
 

@@ -31,7 +31,8 @@ from zmpsl.station import Station
 from zmpsl.transport.address import check_address
 from zmpsl.transport.control import ControlClient
 from zmpsl.transport.curve import Gate, check_pair
-from zmpsl.transport.link import Inbox, Link, many_sockets
+from zmpsl.transport.link import Inbox, Link
+from zmpsl.transport.sockets import many_sockets
 from zmpsl.transport.task import Task
 from zmpsl.transport.wire import Header
 

@@ -17,9 +17,10 @@ import numpy as np
 from zmpsl.errors import NetworkError
 from zmpsl.job.codec import parse_spec
 from zmpsl.profiles import MessageCost
-from zmpsl.transport.link import Inbox, Link, many_sockets
+from zmpsl.transport.link import Inbox, Link
 from zmpsl.transport.outbox import Outbox
 from zmpsl.transport.packing import Packer
+from zmpsl.transport.sockets import many_sockets
 from zmpsl.transport.task import Op, Task
 from zmpsl.transport.wire import CHUNK
 

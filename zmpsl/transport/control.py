@@ -28,7 +28,7 @@ from zmpsl.messages import (
 )
 from zmpsl.transport.curve import CONTROL, FAILED, protect_client, protect_server, why_failed
 from zmpsl.transport.envelope import Counts, LostError, Numbers, unwrap, wrap
-from zmpsl.transport.link import advertised, bind, configure, monitor
+from zmpsl.transport.sockets import advertised, bind, configure, monitor
 
 __all__ = ["ControlClient", "ControlServer"]
 

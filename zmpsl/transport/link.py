@@ -1,4 +1,4 @@
-"""The two ends of a hop: Inbox (PULL) and Link (PUSH). With control.py and loop.py the only users of zmq.
+"""The two ends of a hop: Inbox (PULL) and Link (PUSH). What all sockets have in common is in sockets.py.
 
 One PULL per role, one PUSH per peer, each PUSH connected once to exactly one PULL. No send ever blocks: what the
 socket does not take stays in the outbox until it reports room.
@@ -6,16 +6,14 @@ socket does not take stays in the outbox until it reports room.
 
 from __future__ import annotations
 
-import socket as stdlib_socket
 from collections import deque
 from collections.abc import Callable
-from itertools import count
 
 import zmq
 from zmq.utils.monitor import recv_monitor_message
 
 from zmpsl.codecs import NONE
-from zmpsl.errors import NetworkError, RemoteProtocolError
+from zmpsl.errors import RemoteProtocolError
 from zmpsl.keys import LOOPBACK, Security
 from zmpsl.transport.assembly import Assembly
 from zmpsl.transport.buffers import BufferPool
@@ -23,11 +21,12 @@ from zmpsl.transport.curve import DATA, FAILED, protect_client, protect_server, 
 from zmpsl.transport.damage import DamagedError
 from zmpsl.transport.outbox import Outbox
 from zmpsl.transport.packing import Unpacker
+from zmpsl.transport.sockets import advertised, bind, configure, monitor
 from zmpsl.transport.task import Task
 from zmpsl.transport.tcp_info import Reading, delivered, unheard_s
 from zmpsl.transport.wire import HEADER_BYTES, INLINE, MAX_MESSAGE, Header, Message, check_chunk, parse, split
 
-__all__ = ["Inbox", "Link", "configure", "many_sockets", "monitor"]
+__all__ = ["Inbox", "Link"]
 
 # Messages libzmq may hold per connection; each is at most 1 MiB. With fewer, small tensors stop and start all the time;
 # with more, large ones no longer fit the processor's caches.
@@ -40,84 +39,8 @@ ZERO_COPY_FROM = 1 << 18
 # As plain integers: operations on pyzmq's enumerations cost a microsecond.
 DONTWAIT, DONTWAIT_MORE, RCVMORE = int(zmq.DONTWAIT), int(zmq.DONTWAIT | zmq.SNDMORE), int(zmq.RCVMORE)
 SOURCE = int(zmq.SRCFD)  # of a received frame: the descriptor of its connection
-# libzmq's own limit is 1,023: a compute node could not have more than 340 owners.
-MOST_SOCKETS = 1 << 15
 # Small messages that wait leave together in frames of this size; larger ones would save little more.
 BUNDLE = 8 * (HEADER_BYTES + INLINE)
-_MONITORS = count()
-
-
-def many_sockets() -> zmq.Context[zmq.Socket[bytes]]:
-    """Gives a context with room for the links to thousands of owners; a link takes three sockets."""
-    context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
-    context.set(zmq.MAX_SOCKETS, MOST_SOCKETS)
-    return context
-
-
-def configure(
-    socket: zmq.Socket[bytes], max_message: int, high_water_marks: tuple[int, int], heartbeat_timeout_s: int
-) -> None:
-    """Sets the options that must be set before bind or connect; docs/protocol.md tells why each."""
-    socket.setsockopt(zmq.LINGER, 0)
-    receive, send = high_water_marks
-    socket.setsockopt(zmq.RCVHWM, receive)
-    socket.setsockopt(zmq.SNDHWM, send)
-    socket.setsockopt(zmq.MAXMSGSIZE, max_message)
-    socket.setsockopt(zmq.HANDSHAKE_IVL, 2000)
-    socket.setsockopt(zmq.HEARTBEAT_IVL, 1000)
-    socket.setsockopt(zmq.HEARTBEAT_TIMEOUT, 1000 * heartbeat_timeout_s)
-    socket.setsockopt(zmq.CONNECT_TIMEOUT, 3000)
-    socket.setsockopt(zmq.RECONNECT_IVL, 50)
-    socket.setsockopt(zmq.RECONNECT_IVL_MAX, 1000)
-    socket.setsockopt(zmq.BACKLOG, 128)
-
-
-def advertised(socket: zmq.Socket[bytes], host: str | None) -> str:
-    """Gives the address peers shall use for a bound socket.
-
-    Args:
-        socket: Bound to a TCP address.
-        host: Name or address to tell instead of the bound one, needed where that is 0.0.0.0.
-    """
-    endpoint = socket.getsockopt_string(zmq.LAST_ENDPOINT)
-    bound, port = endpoint.removeprefix("tcp://").rsplit(":", 1)
-    if host is None and bound in ("0.0.0.0", "[::]"):
-        host = stdlib_socket.gethostname()
-    return f"tcp://{host or bound}:{port}"
-
-
-def bind(socket: zmq.Socket[bytes], address: str) -> None:
-    """Binds a socket.
-
-    Raises:
-        NetworkError: The address is in use, not one of this host's, or no address at all.
-    """
-    try:
-        socket.bind(address)
-    except zmq.ZMQError as error:
-        socket.close(linger=0)
-        hint = (
-            "choose another port, or 0 for any free one"
-            if error.errno == zmq.EADDRINUSE
-            else "is it an address of this host?"
-        )
-        raise NetworkError(f"cannot bind {address}: {error.strerror}; {hint}") from error
-
-
-def monitor(socket: zmq.Socket[bytes], events: int) -> zmq.Socket[bytes]:
-    """Opens the socket on which libzmq reports events of another one.
-
-    pyzmq's own get_monitor_socket has room for 2,000 reports; with more, libzmq's thread waits until they are read, and
-    with it every socket of the context. A stranger who connects and hangs up makes that many in a second.
-    """
-    # No address twice: libzmq lets go of one only some time after its socket was closed.
-    address = f"inproc://monitor-{next(_MONITORS)}"
-    socket.monitor(address, events)
-    reports: zmq.Socket[bytes] = socket.context.socket(zmq.PAIR)
-    reports.setsockopt(zmq.LINGER, 0)
-    reports.setsockopt(zmq.RCVHWM, 0)
-    reports.connect(address)
-    return reports
 
 
 def _source_of(frame: zmq.Frame) -> int:
