@@ -7,14 +7,17 @@ from dataclasses import replace
 
 import msgspec
 import pytest
+import torch
 from helpers import differing, global_state, job
 from test_exactness import reference
 from test_planner_measured import measured
 from test_pool_runs import Watched, parts, small
 
 from zmpsl.engine.build import summarise
+from zmpsl.engine.footprint import model_footprints
 from zmpsl.errors import JobError
 from zmpsl.job import Job
+from zmpsl.job.schema import Model
 from zmpsl.launch.memory import MemoryRun
 from zmpsl.messages import Join
 from zmpsl.observe.events import NoticeEvent
@@ -42,10 +45,10 @@ def part(*more: str) -> PartMemory:
     return part_memory(asked("auto", *more), BLOCKS, BOUNDS, PRINTS, 1)
 
 
-def places(rooms: list[int], wanted: Job, batch_s: object = None) -> Places:
+def places(rooms: list[int], wanted: Job, batch_s: object = None, prints: tuple[Footprint, ...] = PRINTS) -> Places:
     joins = {f"owner-{index}": Join(role="owner") for index in range(OWNERS)}
     joins |= {f"node-{hop}": Join(role="compute", memory=str(room)) for hop, room in enumerate(rooms)}
-    return Places(wanted, BLOCKS, BOUNDS, PRINTS, joins, batch_s)  # type: ignore[arg-type]
+    return Places(wanted, BLOCKS, BOUNDS, prints, joins, batch_s)  # type: ignore[arg-type]
 
 
 def pace(to_fill: float, work: float) -> object:
@@ -112,6 +115,20 @@ class TestPlaces:
         assert "fill" not in str(found)
         found.training.aim(to_fill)
         assert words in str(found)
+
+    def test_a_part_whose_forward_writes_its_weights_is_left_alone(self) -> None:
+        """It cannot be run again: such a job would end at its first batch."""
+        # Blocks 3 and 4 are those of node-1.
+        prints = tuple(msgspec.structs.replace(each, writes=index == 3) for index, each in enumerate(PRINTS))
+        found = places([part().need(2), part().need(3)], asked("auto"), pace(8, 1.0), prints)
+        assert found.recompute == ["node-0"]
+        assert places([part().need(3), part().need(2)], asked("auto"), pace(8, 1.0), prints).recompute == []
+        with pytest.raises(JobError, match="node-1: part 2"):
+            places([part(*PIPED).need(OWNERS), part(*PIPED).need(1) - 1], asked("auto", *PIPED), prints=prints)
+
+    def test_a_probe_finds_what_forward_writes(self) -> None:
+        found = model_footprints(Model(name="small_nets:odd_net"), (4, 64), torch.float32)
+        assert [each.writes for each in found] == [False, False, True, False, False]
 
     def test_nothing_is_chosen_by_what_nobody_knows(self) -> None:
         assert places([part().need(2)] * 2, asked("auto"), lambda _owners, _again: None).recompute == []

@@ -79,11 +79,15 @@ class Block(Struct, frozen=True, array_like=True):
 
 
 class Footprint(Struct, frozen=True, array_like=True):
-    """Bytes that one micro-batch has in a block: its input, its output, and what the block saves for backward."""
+    """Bytes that one micro-batch has in a block: its input, its output, and what the block saves for backward.
+
+    With `writes` the block's forward writes its weights, so that it cannot be repeated.
+    """
 
     inputs: int
     outputs: int
     saved: int
+    writes: bool = False
 
 
 class Activation(Struct, frozen=True, array_like=True):

@@ -32,6 +32,7 @@ def probe(blocks: Iterable[nn.Module], shape: Sequence[int], dtype: torch.dtype)
     try:
         for block in blocks:
             shadow = _shadow(block)
+            unwritten = _writes(shadow)
             known = {_storage(tensor) for tensor in [*shadow.parameters(), *shadow.buffers()]}
             saved: dict[int, Tensor] = {}
 
@@ -44,7 +45,7 @@ def probe(blocks: Iterable[nn.Module], shape: Sequence[int], dtype: torch.dtype)
                 warnings.simplefilter("ignore")
                 there = shadow(here)
             total = sum(tensor.untyped_storage().nbytes() for tensor in saved.values())
-            prints.append(Footprint(_nbytes(here), _nbytes(there), total))
+            prints.append(Footprint(_nbytes(here), _nbytes(there), total, _writes(shadow) != unwritten))
             here = there.detach().requires_grad_(there.dtype.is_floating_point)
     except Exception:  # whatever a user's block raises; then memory is reckoned without activations
         return ()
@@ -63,6 +64,10 @@ def _shadow(block: nn.Module) -> nn.Module:
         like = torch.empty_like(tensor, device="meta")
         memo[id(tensor)] = nn.Parameter(like, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else like
     return copy.deepcopy(block, memo).to("meta").train()
+
+
+def _writes(block: nn.Module) -> int:
+    return sum(parameter._version for parameter in block.parameters())
 
 
 def _storage(tensor: Tensor) -> int:

@@ -51,6 +51,7 @@ class PartMemory:
         untrained: State that forward may change, such as running statistics; each micro-batch under way keeps what it
             was, so that forward can be run again.
         recompute: Activations are computed again before backward, instead of kept.
+        repeatable: That can be done: forward does not write the weights.
         spill: Optimiser state of a folded owner that is being written, where owners keep theirs.
     """
 
@@ -70,6 +71,7 @@ class PartMemory:
     untrained: int = 0
     recompute: bool = False
     spill: int = 0
+    repeatable: bool = True
 
     @property
     def activations(self) -> int:
@@ -188,6 +190,7 @@ def part_memory(
         untrained=sum(s.nbytes for s in layout.segments if not s.trained and not s.is_optimizer),
         evaluation_slot=int(tests * (job.nodes + 1) * ends * ROUNDING),
         spill=copies * sum(trained) + SPILL_CHUNKS if job.optimizer.keeps else 0,
+        repeatable=not any(each.writes for each in prints),
     )
 
 

@@ -222,14 +222,14 @@ class Places:
     def _save_memory(self, least: int, most: int, batch_s: Callable[[int, Collection[str]], float | None]) -> None:
         """Has nodes run forward again that else could not hold enough owners, or so few that the chain is not full."""
         for hop, (memory, room) in enumerate(zip(self.parts, self.rooms, strict=True)):
-            less = replace(memory, recompute=True)
+            less = replace(memory, recompute=memory.repeatable)
             if room is not None and less.need(least) <= room < memory.need(least):
                 self.parts[hop] = less
         while True:
             fits = [fitting(memory, room, most) for memory, room in zip(self.parts, self.rooms, strict=True)]
             fewest = min(fits)
             tried = [
-                replace(memory, recompute=memory.recompute or fit == fewest)
+                replace(memory, recompute=memory.recompute or (memory.repeatable and fit == fewest))
                 for memory, fit in zip(self.parts, fits, strict=True)
             ]
             more = min(fitting(memory, room, most) for memory, room in zip(tried, self.rooms, strict=True))

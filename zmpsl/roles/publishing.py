@@ -218,8 +218,12 @@ def _in_pieces(described: Described, before: Job, now: Job) -> Described:
     old, new = micro_samples(before), micro_samples(now)
     if old == new:
         return described
+
+    def grown(nbytes: int) -> int:
+        return -(-nbytes * new // old)
+
     prints = tuple(
-        Footprint(*(-(-nbytes * new // old) for nbytes in (each.inputs, each.outputs, each.saved)))
+        Footprint(grown(each.inputs), grown(each.outputs), grown(each.saved), each.writes)
         for each in described.footprints
     )
     return replace(described, footprints=prints)
