@@ -37,7 +37,7 @@ WARM_UP = 1
 
 def train(folder: Path, name: str, *overrides: str) -> list[RoundEvent]:
     """Runs a job; gives its rounds without the first."""
-    job: Job = parse_job("", "bench", ["evaluate.every=0", "data.name=synthetic", *overrides])
+    job: Job = parse_job("", "bench", ["evaluate.every=0", "data.name=synthetic", "codec=none", *overrides])
     result = run(job, folder, name)
     rounds = [event for event in read_events(result.folder / "metrics.jsonl") if isinstance(event, RoundEvent)]
     return rounds[WARM_UP:]
@@ -137,6 +137,7 @@ def round_cost(folder: Path, rounds: int) -> dict[str, Any]:
         "bench",
         [
             "evaluate.every=0",
+            "codec=none",
             "data.name=synthetic",
             "data.args.samples=64",
             "data.args.shape=[1, 8, 8]",

@@ -78,7 +78,7 @@ def job_of(model: str, cuts: list[int], owners: int, batch: int, rounds: int, in
             f"model.name={model}", f"cuts={cuts}", f"compute_nodes={len(cuts) - 1}", f"owners={owners}",
             f"train.batch_size={batch}", f"train.rounds={rounds}", "train.local_epochs=1", "evaluate.every=0",
             f"owners_in_flight={in_flight or 'auto'}", "data.name=synthetic", "network.join_timeout_s=600",
-            "network.lost_after_s=60",
+            "network.lost_after_s=60", "codec=none",
             # Gradients are made up, so a usual rate would let long runs diverge.
             "optimizer.lr.initial=1e-6",
             "recover.stalled_s=never",  # the owners say too seldom how far they are

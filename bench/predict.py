@@ -38,7 +38,7 @@ from zmpsl.job import Job, parse_job
 from zmpsl.launch.local import run
 from zmpsl.observe.events import PlanEvent, RoundEvent
 
-COMMON = ["data.name=synthetic", "train.local_epochs=1", "evaluate.every=0"]
+COMMON = ["data.name=synthetic", "train.local_epochs=1", "evaluate.every=0", "codec=none"]
 
 
 @dataclass(frozen=True)

@@ -51,7 +51,7 @@ from zmpsl.profiles import BlockProfile, Profile, Timing, read_profile, write_pr
 from zmpsl.roles.planning import measured_of
 
 DIGITS = Path(__file__).parents[1] / "docs" / "planning" / "digits-profile.json"
-COMMON = ["evaluate.every=0", "network.join_timeout_s=300", "network.lost_after_s=30"]
+COMMON = ["evaluate.every=0", "codec=none", "network.join_timeout_s=300", "network.lost_after_s=30"]
 REPLICAS = 15
 # The paper's batch is 128, ours this; links are slower by as much.
 SAMPLES, SHRINK = 8, 16

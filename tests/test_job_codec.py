@@ -39,7 +39,8 @@ def test_what_is_exact() -> None:
 
 
 def test_the_default_changes_no_value() -> None:
-    assert {job().codec.activations, job().codec.gradients, job().codec.parts} == {"none"}
+    assert {job().codec.activations, job().codec.gradients, job().codec.parts} == {"auto"}
+    assert parse_spec("auto").exact
 
 
 @pytest.mark.parametrize(

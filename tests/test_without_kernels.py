@@ -32,12 +32,13 @@ def test_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, codec: str) -> N
 @pytest.mark.parametrize(
     ("settings", "packed"),
     [
-        ([], False),
+        ([], True),
+        (["codec=none"], False),
         (["codec=bf16"], True),
         (["codec=auto"], True),
-        (["codec.checkpoints=huff"], True),
-        (["codec.links={owner>node-0: lz4}"], True),
-        (["codec.links={owner>node-0: none}"], False),
+        (["codec=none", "codec.checkpoints=huff"], True),
+        (["codec=none", "codec.links={owner>node-0: lz4}"], True),
+        (["codec=none", "codec.links={owner>node-0: none}"], False),
     ],
 )
 def test_what_packs(settings: list[str], packed: bool) -> None:

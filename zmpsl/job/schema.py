@@ -193,11 +193,11 @@ class Evaluate(Settings, frozen=True, forbid_unknown_fields=True, kw_only=True):
 class Codec(Settings, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """How tensors are packed on the wire, per kind and per link; one codec or preset alone sets both directions."""
 
-    activations: Annotated[str, Meta(description="smashed data, on the way forward, and in evaluation")] = "none"
-    gradients: Annotated[str, Meta(description="cut-layer gradients, on the way back")] = "none"
+    activations: Annotated[str, Meta(description="smashed data, on the way forward, and in evaluation")] = "auto"
+    gradients: Annotated[str, Meta(description="cut-layer gradients, on the way back")] = "auto"
     parts: Annotated[
         str, Meta(description="the owners' first and last part, to and from the aggregator; exact codecs only")
-    ] = "none"
+    ] = "auto"
     checkpoints: Annotated[
         Literal["none", "lz4", "bitmap", "huff"],
         Meta(
