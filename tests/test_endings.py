@@ -42,6 +42,12 @@ def ending(folder: Path) -> EndEvent:
     return last
 
 
+def stop(process: psutil.Process) -> None:
+    """Stops a process, and waits until it is: one that syncs a file stops later, and hears of other signals before."""
+    process.suspend()
+    wait_for(lambda: process.status() == psutil.STATUS_STOPPED)
+
+
 def is_asked_to_end(process: psutil.Process) -> bool:
     """Whether a SIGTERM waits for a stopped process."""
     status = Path(f"/proc/{process.pid}/status").read_text()
@@ -66,7 +72,7 @@ def test_sigterm_ends_in_order_and_the_run_goes_on(tmp_path: Path):
 def test_a_manager_that_hangs_does_not_hold_up_the_end(tmp_path: Path):
     """It is stopped and never answers; whoever pressed Ctrl-C once still has an end, and is told."""
     with under_way(tmp_path) as (process, folder, _):
-        victim_of(process.pid, folder, "manager").suspend()
+        stop(victim_of(process.pid, folder, "manager"))
         process.send_signal(signal.SIGINT)
         out, err = process.communicate(timeout=30)
     assert process.returncode == 130, err
@@ -79,7 +85,7 @@ def test_the_second_time_ends_at_once(tmp_path: Path):
     with under_way(tmp_path) as (process, folder, _):
         manager, *others = (victim_of(process.pid, folder, place) for place in ("manager", "node-0", "owner-1"))
         for each in (manager, *others):
-            each.suspend()
+            stop(each)
         process.send_signal(signal.SIGINT)
         wait_for(lambda: is_asked_to_end(manager))
         process.send_signal(signal.SIGINT)
