@@ -98,9 +98,11 @@ class Proxy:
         server = self._loop.run_until_complete(asyncio.start_server(self._connected, sock=self._listener, limit=PIECE))
         self._loop.run_forever()
         server.close()
-        for task in asyncio.all_tasks(self._loop):
+        tasks = asyncio.all_tasks(self._loop)
+        for task in tasks:
             task.cancel()
-        self._loop.run_until_complete(asyncio.sleep(0))
+        # Not gathered here they would be when Python collects garbage, wherever it then is.
+        self._loop.run_until_complete(asyncio.gather(*tasks, return_exceptions=True))
         self._loop.close()
 
     async def _reset_all(self) -> int:
