@@ -45,24 +45,26 @@ def test_one_size_gives_table_and_json(tmp_path):
     assert result["rows"][1]["ratio_to_raw"]["samples"] == [1.0]
 
 
-def test_over_a_slow_line_no_more_comes_through_than_its_rate(tmp_path):
-    """With keys and without; and what the line carries is what was sent."""
+def measured(tmp_path, *options):
+    """The rows of a run that ends well."""
     file = tmp_path / "hop.json"
-    options = ["--sizes", "64KiB", "--repeats", "1", "--seconds", "0.2", "--peers", "zmpsl-curve", "--mbit", "20"]
     done = run(*options, "--json", str(file))
     assert done.returncode == 0, done.stderr
-    rows = json.loads(file.read_text())["rows"]
+    return json.loads(file.read_text())["rows"]
+
+
+def test_over_a_slow_line_no_more_comes_through_than_its_rate(tmp_path):
+    """With keys and without; and what the line carries is what was sent."""
+    options = ["--sizes", "64KiB", "--repeats", "1", "--seconds", "0.2", "--peers", "zmpsl-curve", "--mbit", "20"]
+    rows = measured(tmp_path, *options)
     assert [row["transport"] for row in rows] == ["zmpsl", "zmpsl-curve"]
     assert all(0 < row["gb_per_s"]["median"] < 4 * 0.0025 for row in rows)  # what the sockets hold comes at once
 
 
 def test_without_raw_there_is_no_ratio(tmp_path):
     """zmpsl alone, packed, in two sizes."""
-    file = tmp_path / "hop.json"
     options = ["--sizes", "64KiB,2MiB", "--repeats", "2", "--seconds", "0.02", "--peers", "", "--codec", "lz4"]
-    done = run(*options, "--json", str(file))
-    assert done.returncode == 0, done.stderr
-    rows = json.loads(file.read_text())["rows"]
+    rows = measured(tmp_path, *options)
     assert [(row["tensor_bytes"], row["ratio_to_raw"], row["new_pool_buffers"]) for row in rows] == [
         (65536, None, 0),
         (2 << 20, None, 0),

@@ -97,9 +97,10 @@ class NodeReplica(Replica):
 
     def _begin_adam(self, optimizer: torch.optim.Optimizer) -> None:
         """Gives Adam the state that it would make for its first step."""
+        slots = self._own_slots()
         for name, parameter in self._parameters:
             if parameter.grad is not None:
-                zeros = {extra: self._slots_of(name)[extra].zero_() for extra in ("exp_avg", "exp_avg_sq")}
+                zeros = {extra: slots[f"{name}@{extra}"].zero_() for extra in ("exp_avg", "exp_avg_sq")}
                 optimizer.state[parameter] = {"step": torch.tensor(0.0), **zeros}
 
     def _first_momentum(self, optimizer: torch.optim.Optimizer) -> None:
@@ -107,22 +108,17 @@ class NodeReplica(Replica):
 
         That copy takes the place of the gradient, which moves to where the momentum is to be.
         """
-        group = optimizer.param_groups[0]
+        slots, group = self._own_slots(), optimizer.param_groups[0]
         everything = group["params"]
         for name, parameter in self._parameters:
             if parameter.grad is not None:
-                slot = self._slots_of(name)["momentum_buffer"]
+                slot = slots[f"{name}@momentum_buffer"]
                 parameter.grad = slot.copy_(parameter.grad)
                 group["params"] = [parameter]
                 optimizer.step()
                 state = optimizer.state[parameter]
                 state["momentum_buffer"] = slot.copy_(state["momentum_buffer"])
         group["params"] = everything
-
-    def _slots_of(self, name: str) -> Slots:
-        """Gives the memory for an optimiser's tensors of a parameter, by their own name."""
-        slots = self._own_slots()
-        return {extra: slots[f"{name}@{extra}"] for extra, alike in KEPT[self.base.job.optimizer.name].items() if alike}
 
     def _slot(self, name: str, extra: str) -> torch.Tensor | None:
         """Gives the memory for an optimiser's tensor of a parameter, None where it has none of its own."""
