@@ -262,9 +262,11 @@ def _again(parts: Sequence[PartMemory]) -> list[str]:
 def _too_small(hop: int, bounds: Sequence[int], memory: PartMemory, room: int, owners: int) -> str:
     what = ", ".join(f"{name} {readable(nbytes)}" for name, nbytes in memory.rows(owners) if nbytes)
     replicas = "one owner's replica" if owners == 1 else f"the replicas of {owners} owners (owners_in_flight)"
+    again = memory.repeatable and replace(memory, recompute=True).need(owners) <= room
+    less = "run forward again before backward, which would fit (recompute: auto), " if again else ""
     return (
         f"{node_name(hop)}: part {hop + 1} (blocks {bounds[hop + 1]} to {bounds[hop + 2] - 1}) with {replicas} needs"
         f" {memory.need(owners)} bytes ({readable(memory.need(owners))}: {what}), but the node has {room} bytes"
-        f" ({readable(room)}) for it (memory, planning.node_memory); give it more, cut the model into more or other"
-        " parts, or use smaller batches"
+        f" ({readable(room)}) for it (memory, planning.node_memory); {less}give it more, cut the model into more or"
+        " other parts, or use smaller batches"
     )
