@@ -3,7 +3,8 @@
     python bench/hop.py [--sizes 64KiB,1MiB,16MiB,64MiB] [--repeats 5] [--peers raw,pyzmq,gloo,grpc] [--json FILE]
 
 `--peers raw,zmpsl-curve` shows what keys cost: the same hop, encrypted; `--peers raw,zmpsl-bare` what checksums cost.
-`--mbit 20 --peers zmpsl-curve --seconds 5` shows it over a line of 20 Mbit/s (bench/proxy.py).
+`--mbit 20 --peers zmpsl-curve --seconds 5` shows it over a line of 20 Mbit/s (bench/proxy.py), and with `--rtt-ms 40
+--loss 2 --peers raw` over one that also delays and loses packets (bench/two_hosts.py, as root).
 
 GB is 1e9 bytes. A stream is sized to take --seconds; each repetition measures all transports one after the other, in
 rotating order, so that noise hits all alike. The ratio to raw is the median of the ratios within each repetition.
@@ -17,12 +18,16 @@ import os
 import platform
 import statistics
 import sys
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 from pair import KINDS, BenchError, Pair, Stream
+
+if TYPE_CHECKING:
+    from two_hosts import Line
 
 UNITS = {"KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30}
 HEAD = (
@@ -198,6 +203,42 @@ def markdown(about: dict[str, Any], rows: list[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
+def kinds_of(peers: str, mbit: float, far: bool) -> list[str]:
+    """Gives the transports to measure, zmpsl first.
+
+    Raises:
+        click.BadParameter: One is not known, or cannot be measured over such a line.
+    """
+    kinds = ["zmpsl", *filter(None, peers.split(","))]
+    for kind in kinds:
+        if kind not in KINDS or kinds.count(kind) > 1:
+            known = "raw, pyzmq, gloo, grpc, zmpsl-curve and zmpsl-bare"
+            raise click.BadParameter(f"{kind!r} in --peers is not known or there twice; known are {known}")
+        if far and kind in ("gloo", "grpc"):
+            raise click.BadParameter(f"{kind!r} in --peers knows no --rtt-ms and no --loss; the others do")
+        if mbit and not far and not kind.startswith("zmpsl"):
+            raise click.BadParameter(f"{kind!r} in --peers knows no --mbit; zmpsl-curve and zmpsl-bare do")
+    return kinds
+
+
+@contextmanager
+def between_hosts(mbit: float, rtt_ms: float, loss: float) -> Iterator[Line]:
+    """A line of that rate between two hosts, that delays and loses packets.
+
+    Raises:
+        click.ClickException: There can be none here.
+    """
+    from two_hosts import Line, Weather, why_not  # here: it needs zmpsl whole
+
+    if reason := why_not():
+        raise click.ClickException(reason)
+    line = Line(Weather(loss / 100, rtt_ms / 2000, bytes_per_s=mbit * 125e3))
+    try:
+        yield line
+    finally:
+        line.close()
+
+
 @click.command(help=__doc__.split("\n\n", 1)[0] if __doc__ else None)
 @click.option("--sizes", default="64KiB,1MiB,16MiB,64MiB", show_default=True, help="Tensor sizes.")
 @click.option("--repeats", default=5, show_default=True, type=click.IntRange(1), help="Measured repetitions.")
@@ -207,22 +248,23 @@ def markdown(about: dict[str, Any], rows: list[dict[str, Any]]) -> str:
 @click.option(
     "--mbit", default=0.0, type=click.FloatRange(0), help="Rate of the line in Mbit/s; only zmpsl's own peers."
 )
+@click.option("--rtt-ms", default=0.0, type=click.FloatRange(0), help="Of a line between two hosts made for it; root.")
+@click.option("--loss", default=0.0, type=click.FloatRange(0, 50), help="Percent of its packets that are lost; root.")
 @click.option("--json", "json_file", type=click.Path(path_type=Path, dir_okay=False), help="File for all samples.")
-def main(sizes: str, repeats: int, peers: str, seconds: float, codec: str, mbit: float, json_file: Path | None) -> None:
+def main(
+    sizes: str, repeats: int, peers: str, seconds: float, codec: str, mbit: float, rtt_ms: float, loss: float,
+    json_file: Path | None,
+) -> None:  # fmt: skip
     tensor_bytes = [parse_size(text) for text in sizes.split(",")]
-    kinds = ["zmpsl", *filter(None, peers.split(","))]
-    for kind in kinds:
-        if kind not in KINDS or kinds.count(kind) > 1:
-            known = "raw, pyzmq, gloo, grpc, zmpsl-curve and zmpsl-bare"
-            raise click.BadParameter(f"{kind!r} in --peers is not known or there twice; known are {known}")
-        if mbit and not kind.startswith("zmpsl"):
-            raise click.BadParameter(f"{kind!r} in --peers knows no --mbit; zmpsl-curve and zmpsl-bare do")
+    far = bool(rtt_ms or loss)
+    kinds = kinds_of(peers, mbit, far)
     about = environment()
     try:
         with ExitStack() as stack:
+            line = stack.enter_context(between_hosts(mbit, rtt_ms, loss)) if far else None
             pairs = []
             for kind in kinds:
-                pairs.append(Pair(kind, codec, mbit))
+                pairs.append(Pair(kind, codec, 0.0 if far else mbit, line))
                 stack.callback(pairs[-1].close)
             for pair in pairs:
                 pair.connect()
@@ -230,7 +272,9 @@ def main(sizes: str, repeats: int, peers: str, seconds: float, codec: str, mbit:
     except BenchError as error:
         raise click.ClickException(str(error)) from error
     if json_file is not None:
-        settings = {"repeats": repeats, "seconds": seconds, "codec": codec, "mbit": mbit}
+        settings = {
+            "repeats": repeats, "seconds": seconds, "codec": codec, "mbit": mbit, "rtt_ms": rtt_ms, "loss": loss,
+        }  # fmt: skip
         json_file.write_text(json.dumps({**about, "settings": settings, "rows": rows}, indent=1) + "\n")
     click.echo(markdown(about, rows))
 

@@ -16,12 +16,15 @@ import traceback
 from collections.abc import Callable, Iterator
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 from zlib import crc32
 
 import numpy as np
-from peers import TIMEOUT_S, End, Gloo, Grpc, Pyzmq, Raw
+from peers import LOOPBACK, TIMEOUT_S, End, Gloo, Grpc, Pyzmq, Raw
 from proxy import Harm, Proxy
+
+if TYPE_CHECKING:
+    from two_hosts import Line
 
 __all__ = ["KINDS", "BenchError", "Pair", "Stream"]
 
@@ -29,25 +32,25 @@ __all__ = ["KINDS", "BenchError", "Pair", "Stream"]
 START_S = 120
 
 
-def _zmpsl(receiver: bool, codec: str) -> End:
+def _zmpsl(receiver: bool, codec: str, host: str) -> End:
     from zmpsl_end import Zmpsl  # here: the other transports' processes need none of it
 
-    return Zmpsl(receiver, codec)
+    return Zmpsl(receiver, codec, host)
 
 
-def _zmpsl_curve(receiver: bool, codec: str) -> End:
+def _zmpsl_curve(receiver: bool, codec: str, host: str) -> End:
     from zmpsl_end import Zmpsl
 
-    return Zmpsl(receiver, codec, keys=True)
+    return Zmpsl(receiver, codec, host, keys=True)
 
 
-def _zmpsl_bare(receiver: bool, codec: str) -> End:
+def _zmpsl_bare(receiver: bool, codec: str, host: str) -> End:
     from zmpsl_end import Zmpsl
 
-    return Zmpsl(receiver, codec, sealed=False)
+    return Zmpsl(receiver, codec, host, sealed=False)
 
 
-KINDS: dict[str, Callable[[bool, str], End]] = {
+KINDS: dict[str, Callable[[bool, str, str], End]] = {
     "zmpsl": _zmpsl, "zmpsl-curve": _zmpsl_curve, "zmpsl-bare": _zmpsl_bare, "raw": Raw, "pyzmq": Pyzmq, "gloo": Gloo,
     "grpc": Grpc,
 }  # fmt: skip
@@ -143,12 +146,16 @@ class _Side:
         return self._end.allocations()
 
 
-def _serve(pipe: Connection, kind: str, receiver: bool, codec: str) -> None:
-    """Main function of a side: obeys until the pipe is closed."""
+def _serve(pipe: Connection, kind: str, receiver: bool, codec: str, host: str, world: str) -> None:
+    """Main function of a side, in a network namespace if it is told one: obeys until the pipe is closed."""
     end = None
     try:
+        if world:
+            from two_hosts import enter  # here: it needs zmpsl whole, and the other transports none of it
+
+            enter(world)
         with _quiet_stdout():
-            end = KINDS[kind](receiver, codec)
+            end = KINDS[kind](receiver, codec, host)
             side = _Side(end, receiver)
             pipe.send(("ok", end.address))
             while True:
@@ -177,6 +184,15 @@ def _machine_busy_s() -> float:
     return (user + nice + system + sum(interrupts)) / os.sysconf("SC_CLK_TCK")
 
 
+def _place(line: Line | None, receiver: bool) -> tuple[str, str]:
+    """Host and network namespace of a side; the receiver is at the far end of a line."""
+    if line is None:
+        return LOOPBACK, ""
+    from two_hosts import FAR, NEAR
+
+    return (FAR, line.far) if receiver else (NEAR, line.near)
+
+
 class Pair:
     """Sender and receiver of one transport, connected.
 
@@ -184,12 +200,13 @@ class Pair:
         kind: Key of KINDS.
         codec: Codec of zmpsl's link; the others pack nothing.
         mbit: Rate of the line between them each way, in Mbit/s; as fast as it goes where 0. Only for zmpsl's own kinds.
+        line: They are on two hosts with this line between them, instead of on the loopback interface.
 
     Raises:
         BenchError: A side could not start.
     """
 
-    def __init__(self, kind: str, codec: str, mbit: float = 0.0) -> None:
+    def __init__(self, kind: str, codec: str, mbit: float = 0.0, line: Line | None = None) -> None:
         self.kind = kind
         self._mbit = mbit
         self._lines: list[Proxy] = []
@@ -198,7 +215,8 @@ class Pair:
         for receiver in (True, False):
             pipe, other = context.Pipe()
             name = f"{kind} {'receiver' if receiver else 'sender'}"
-            process = context.Process(target=_serve, args=(other, kind, receiver, codec), name=name, daemon=True)
+            about = other, kind, receiver, codec, *_place(line, receiver)
+            process = context.Process(target=_serve, args=about, name=name, daemon=True)
             process.start()
             other.close()
             self._sides.append((pipe, process))

@@ -1,7 +1,8 @@
 """The transports bench/hop.py compares zmpsl with. An End is one side of a connection, alone in its own process.
 
 Data flow from the sender to the receiver. A stream is n times the same tensor and one acknowledgement after the last;
-an echo is one tensor there and back. Nothing is pickled: every transport gets the tensor's own bytes.
+an echo is one tensor there and back. Nothing is pickled: every transport gets the tensor's own bytes. An end is told
+the host it is at; gloo and gRPC are for the loopback interface only.
 """
 
 from __future__ import annotations
@@ -61,9 +62,9 @@ class End(Protocol):
 class Raw:
     """A plain TCP socket and one thread per side: sendall, and recv_into one buffer."""
 
-    def __init__(self, receiver: bool, _codec: str) -> None:
-        self._listener = socket.create_server((LOOPBACK, 0)) if receiver else None
-        self.address = "" if self._listener is None else str(self._listener.getsockname()[1])
+    def __init__(self, receiver: bool, _codec: str, host: str) -> None:
+        self._listener = socket.create_server((host, 0)) if receiver else None
+        self.address = "" if self._listener is None else f"{host}:{self._listener.getsockname()[1]}"
         self._buffer = np.zeros(0, np.float32)
 
     def connect(self, peer: str) -> None:
@@ -72,7 +73,8 @@ class Raw:
             self._socket, _ = self._listener.accept()
             self._listener.close()
         else:
-            self._socket = socket.create_connection((LOOPBACK, int(peer)), timeout=TIMEOUT_S)
+            host, _, port = peer.partition(":")
+            self._socket = socket.create_connection((host, int(port)), timeout=TIMEOUT_S)
         self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         # Python's own timeout would poll before every call; the kernel's costs nothing.
         self._socket.settimeout(None)
@@ -131,7 +133,7 @@ class Pyzmq:
     frames and large ones are cut into chunks. Tensors are used where libzmq received them, whatever their alignment.
     """
 
-    def __init__(self, _receiver: bool, _codec: str) -> None:
+    def __init__(self, _receiver: bool, _codec: str, host: str) -> None:
         import zmq
 
         self._context = zmq.Context()
@@ -141,7 +143,7 @@ class Pyzmq:
             each.setsockopt(zmq.SNDTIMEO, 1000 * TIMEOUT_S)
             each.setsockopt(zmq.RCVTIMEO, 1000 * TIMEOUT_S)
             each.set_hwm(8)  # the default, 1000, is 64 GB of the largest tensors
-        self.address = f"tcp://{LOOPBACK}:{self._pull.bind_to_random_port(f'tcp://{LOOPBACK}')}"
+        self.address = f"tcp://{host}:{self._pull.bind_to_random_port(f'tcp://{host}')}"
 
     def connect(self, peer: str) -> None:
         self._push.connect(peer)
@@ -183,7 +185,7 @@ class Gloo:
     the threads it waits for: small tensors stream at a small part of what their round trip promises.
     """
 
-    def __init__(self, receiver: bool, _codec: str) -> None:
+    def __init__(self, receiver: bool, _codec: str, _host: str) -> None:
         names = [name for _, name in socket.if_nameindex() if name.startswith("lo")]
         os.environ.setdefault("GLOO_SOCKET_IFNAME", names[0] if names else "lo")
         import torch
@@ -253,7 +255,7 @@ class Grpc:
     A tensor becomes `bytes` each time it is sent, as it must; the received `bytes` are used where they are.
     """
 
-    def __init__(self, receiver: bool, _codec: str) -> None:
+    def __init__(self, receiver: bool, _codec: str, _host: str) -> None:
         os.environ.setdefault("GRPC_VERBOSITY", "NONE")
         import grpc
 

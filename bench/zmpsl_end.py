@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from itertools import count
 
 import zmq
-from peers import LOOPBACK, TIMEOUT_S, Tensor
+from peers import TIMEOUT_S, Tensor
 
 from zmpsl.codecs import by_name
 from zmpsl.job.network import Network
@@ -33,13 +33,13 @@ class Zmpsl:
     checksum unless told otherwise.
     """
 
-    def __init__(self, receiver: bool, codec: str, *, keys: bool = False, sealed: bool = True) -> None:
+    def __init__(self, receiver: bool, codec: str, host: str, *, keys: bool = False, sealed: bool = True) -> None:
         network = Network()
-        self._security = Security(key=new_pair("bench", "compute"), manager="0" * 64) if keys else Security()
+        self._security = Security(key=new_pair("bench", "compute"), manager="0" * 64) if keys else Security(open=True)
         keep_freed_memory()  # as every role in a process of its own
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self._gate = Gate(self._context) if keys else None
-        self._inbox = Inbox(self._context, f"tcp://{LOOPBACK}:*", network.max_tensor_bytes, security=self._security)
+        self._inbox = Inbox(self._context, f"tcp://{host}:*", network.max_tensor_bytes, security=self._security)
         self.address = self._inbox.endpoint
         if self._security.key is not None:
             self.address += f" {self._security.key.public}"
