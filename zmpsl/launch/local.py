@@ -161,7 +161,7 @@ class _Watch:
     def _pass_on(self, event: Event) -> None:
         self.evaluation = event if isinstance(event, EvaluationEvent) else self.evaluation
         self.end = event if isinstance(event, EndEvent) else self.end
-        if isinstance(event, NoticeEvent) and event.pid:
+        if isinstance(event, NoticeEvent | EndEvent) and event.pid:
             self._on_lost(event.place, event.pid)
         if self._on_event is not None:
             self._on_event(event)

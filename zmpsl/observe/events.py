@@ -155,12 +155,14 @@ class NoticeEvent(_Event, frozen=True, kw_only=True, tag="notice"):
 
 
 class EndEvent(_Event, frozen=True, kw_only=True, tag="end"):
-    """The run is over."""
+    """The run is over; `place` and `pid` tell of a role whose loss has ended it."""
 
     status: Literal["finished", "failed", "interrupted"]
     text: str
     exit_code: int
     seconds: float
+    place: str = ""
+    pid: int = 0
 
 
 Event = PlanEvent | ProgressEvent | RoundEvent | EvaluationEvent | CommitEvent | NoticeEvent | EndEvent

@@ -17,7 +17,7 @@ from zmpsl.roles.asides import Asides, Stalls
 from zmpsl.roles.better_cuts import Better
 from zmpsl.roles.planning import CutPlanning
 from zmpsl.roles.recovery import Recovery
-from zmpsl.roles.roster import Roster
+from zmpsl.roles.roster import Roster, Seat
 from zmpsl.roles.scoreboard import Scoreboard
 from zmpsl.roles.standstill import Standstill
 
@@ -86,12 +86,12 @@ class ManagerState(ABC):
         if self.folder is not None:
             self.board.log_to(self.folder)
 
-    def finish(self, exit_code: int, text: str) -> Iterator[Action]:
-        """Ends the run for everybody."""
+    def finish(self, exit_code: int, text: str, lost: Seat | None = None) -> Iterator[Action]:
+        """Ends the run for everybody, because somebody was lost where that is told."""
         if self.phase is Phase.OVER:
             return
         self.phase = Phase.OVER
-        self.board.end(exit_code, text)
+        self.board.end(exit_code, text, *(("", 0) if lost is None else (lost.place, lost.join.pid)))
         for identity in [*(seat.identity for seat in self.roster), *self._observers]:
             yield Tell(identity, Finish(exit_code=exit_code, text=text))
         self.exit = Stop(exit_code, text)

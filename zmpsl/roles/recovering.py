@@ -142,11 +142,11 @@ class Recovering(ManagerState):
             return
         attempts, settings = self.recovery.again(self.round, reason), self.job.recover
         if settings.wait_s == 0:
-            yield from self.finish(PeerLostError.exit_code, reason)
+            yield from self.finish(PeerLostError.exit_code, reason, lost)
             return
         if attempts > settings.attempts:
             text = f"round {self.round + 1} was begun again {settings.attempts} times (recover.attempts); the last time"
-            yield from self.finish(PeerLostError.exit_code, f"{text}: {reason}")
+            yield from self.finish(PeerLostError.exit_code, f"{text}: {reason}", lost)
             return
         place, pid = (lost.place, lost.join.pid) if lost is not None else ("", 0)
         self.board.notice(f"{reason}; round {self.round + 1} is begun again when everybody is here", place, pid)

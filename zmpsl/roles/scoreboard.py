@@ -210,11 +210,16 @@ class Scoreboard:
                 )
             )
 
-    def end(self, exit_code: int, text: str) -> None:
-        """The run is over."""
+    def end(self, exit_code: int, text: str, place: str = "", pid: int = 0) -> None:
+        """The run is over, where a place and its process are named because that role was lost."""
         status = {0: "finished", 130: "interrupted"}.get(exit_code, "failed")
         now = time.time()
-        self._emit(EndEvent(time=now, status=status, text=text, exit_code=exit_code, seconds=now - self._started))  # type: ignore[arg-type]
+        self._emit(
+            EndEvent(
+                time=now, status=status, text=text, exit_code=exit_code, seconds=now - self._started,  # type: ignore[arg-type]
+                place=place, pid=pid,
+            )
+        )  # fmt: skip
         self.close()
 
     def close(self) -> None:
