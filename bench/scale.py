@@ -289,6 +289,8 @@ def main(more: bool, only: str, owners: str, data: str, json_path: Path | None, 
             if part in parts:
                 found[part] = what(Paper(Path(data), Path(folder)))
                 print(show_paper(found[part]))
+    if not found:
+        raise click.UsageError(f"of --only {only} nothing could be measured here")
     errors = [abs(one["error"]) for runs in found.values() for one in runs]
     print(f"mean absolute error {100 * statistics.mean(errors):.2f} %, worst {100 * max(errors):.2f} %")
     if json_path is not None:

@@ -23,3 +23,12 @@ def test_few_owners_give_table_and_json(tmp_path: Path) -> None:
     assert len(found["rounds_s"]) == 2
     assert found["measured_s"] == found["rounds_s"][1]
     assert found["predicted_s"] > 0
+
+
+def test_without_the_authors_numbers_there_is_nothing_to_say(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "bench/scale.py", "--only", "links", "--data", str(tmp_path)],
+        cwd=ROOT, capture_output=True, text=True, timeout=60, env={**os.environ, "PYTHONPATH": str(ROOT)}, check=False,
+    )  # fmt: skip
+    assert done.returncode == 2
+    assert "of --only links nothing could be measured here" in done.stderr
