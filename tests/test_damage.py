@@ -145,7 +145,7 @@ def test_a_run_without_keys_through_flipping_proxies_ends_with_the_same_weights(
     try:
         places = places_of(job)
         blows = [
-            flips(50_000, 3, places), flips(50_000, 3, bits=5), flips(1500, 3, [control(place) for place in places], 5),
+            flips(50_000, 2, places), flips(50_000, 2, bits=5), flips(1500, 2, [control(place) for place in places], 5),
         ]  # fmt: skip
         right = quiet_run(settings("none", *small[:-2]), tmp_path / "calm")
         outcome = disturbed(site, tmp_path, "struck", blows, right, random.Random(SEED))
