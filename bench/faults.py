@@ -16,10 +16,12 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
+from contextlib import closing
 from pathlib import Path
 
 import click
 from harmed import POINTS, Site, control, make_keys, places_of
+from neighbours import batch_seconds
 from report import machine, table
 from striking import (
     Blow,
@@ -44,7 +46,7 @@ from zmpsl.job import Job, parse_job
 CODECS = ("none", "lossless")
 ROLES = ("node-0", "node-1", "owner-1", "aggregator", "manager")
 # What takes a minute each, and has little to do with codecs: only with the first one, unless asked for.
-LONG = ("stop 30 s", "silent 60 s", "line silent 60 s")
+LONG = ("stop 30 s", "silent 60 s", "line silent 60 s", "1 % of a processor")
 HEAD = (
     "fault", "codec", "n", "noticed after s, median (max)", "notice to commit s, median (max)",
     "healed to commit s (max)", "s lost per fault", "longest stall s", "same weights",
@@ -90,6 +92,7 @@ def cases(rng: random.Random, quick: bool, keys: bool = False, n: int = 20) -> d
     found["20, 2, 20 Mbit/s, 40 ms"] = [slow(mbit * 125e3, 0.02, 2 if quick else 5) for mbit in (20, 2, 20)]
     found["the same, and resets"] = [slow(20 * 125e3, 0.02, 0), *[resets(everybody, 2.0)] * max(1, n // 4)]
     found["5 % of a processor"] = [drowsy("owner-1", 2 if quick else 10)]
+    found["1 % of a processor"] = [] if quick else [drowsy("owner-1", 20, 0.01)]
     found["flipped bits"] = [flips(300_000, 2 if quick else 6)] if keys else []
     return {name: blows for name, blows in found.items() if blows}
 
@@ -122,6 +125,17 @@ def row(name: str, codec: str, outcome: Outcome) -> list[str]:
     ]  # fmt: skip
 
 
+def asked(name: str, chosen: Sequence[str], again: bool) -> bool:
+    """Tells whether a case is to be run: those that were chosen, or else all, but the long ones only once."""
+    return any(each in name for each in chosen) if chosen else not (again and name in LONG)
+
+
+def beside(name: str, codec: str, folder: Path, outcome: Outcome) -> list[str]:
+    """What it cost the others that owner 1 was slow."""
+    before, meanwhile = batch_seconds(folder, 1, outcome.times[0])
+    return [name, codec, f"{1e3 * before:.1f}", f"{1e3 * meanwhile:.1f}", f"**{meanwhile / before:.2f}**"]
+
+
 @click.command()
 @click.option("--quick", is_flag=True, help="Few of each, for a first look.")
 @click.option("--kills", "kills_each", default=10, show_default=True, help="Of each role, with each codec.")
@@ -136,7 +150,7 @@ def main(
     """Measures what faults cost."""
     if line and (reason := why_not()):
         raise click.ClickException(reason)
-    rows, began, right = [], time.monotonic(), True
+    rows, others, began, right = [], list[list[str]](), time.monotonic(), True
     click.echo(f"{machine(' '.join(['python', *sys.argv]))}seed {seed}\n")
     with tempfile.TemporaryDirectory() as folder:
         runs = Path(folder)
@@ -150,22 +164,20 @@ def main(
             far = lines(quick) if line else {}
             near = cases(random.Random(seed), quick, keys, kills_each)
             for name, blows in [*near.items(), *((name, blows) for name, (_, blows) in far.items())]:
-                if chosen and not any(each in name for each in chosen):
+                if not asked(name, chosen, again=codec != codecs[0]):
                     continue
-                if codec != codecs[0] and name in LONG and not chosen:
-                    continue
-                site = (
-                    TwoHosts(job, Line(far[name][0], seed), keys=key_folder) if name in far else Site(job, key_folder)
-                )
-                try:
-                    run_name = f"{re.sub('[^a-z0-9]+', '-', name)}-{codec}"
+                run_name = f"{re.sub('[^a-z0-9]+', '-', name)}-{codec}"
+                hosts = Line(far[name][0], seed) if name in far else None
+                with closing(Site(job, key_folder) if hosts is None else TwoHosts(job, hosts, keys=key_folder)) as site:
                     outcome = disturbed(site, runs, run_name, blows, wanted, random.Random(seed))
-                finally:
-                    site.close()
                 rows.append(row(name, codec, outcome))
                 right &= outcome.right
+                if "of a processor" in name and outcome.right:
+                    others.append(beside(name, codec, runs / run_name / "timeline", outcome))
                 click.echo(" | ".join(rows[-1]), err=True)
     click.echo(table(HEAD, rows))
+    if others:
+        click.echo(table(["owner 1 has", "codec", "others' batch ms before", "meanwhile", "ratio"], others))
     click.echo(f"\n{time.monotonic() - began:.0f} s in all")
     sys.exit(0 if right else 1)
 

@@ -91,6 +91,7 @@ class Outcome:
         stalls_s: The longest time between two commits around each blow.
         typical_s: The time between two commits that no blow disturbed.
         commits: How many there were.
+        times: When each blow fell and when it was over, Unix time.
         wrong: Rounds whose weights differ from those of the quiet run.
         text: How the run ended, when it did not end well.
     """
@@ -103,6 +104,7 @@ class Outcome:
     typical_s: float = 0.0
     commits: int = 0
     begun_again: int = 0
+    times: list[tuple[float, float]] = field(default_factory=list)
     wrong: list[int] = field(default_factory=list)
     text: str = ""
 
@@ -187,13 +189,13 @@ def silence(places: Iterable[str], seconds: float, one_way: bool = False) -> Blo
     return Blow(strike, seconds)
 
 
-def drowsy(place: str, seconds: float) -> Blow:
-    """A role gets a twentieth of a processor for so long."""
+def drowsy(place: str, seconds: float, share: float = 0.05) -> Blow:
+    """A role gets a share of a processor for so long, 5 ms at a time."""
 
     def strike(field: Field) -> None:
         until = time.monotonic() + seconds
         while time.monotonic() < until and field.signal(place, signal.SIGSTOP):
-            field.over.wait(0.095)
+            field.over.wait(0.005 / share - 0.005)
             field.signal(place, signal.SIGCONT)
             field.over.wait(0.005)
 
@@ -253,9 +255,8 @@ def disturbed(
 ) -> Outcome:
     """A run at a site on which blows fall, one after the other; without `wanted` its weights are not compared."""
     ground = Field(site, runs / name, rng)
-    times: list[tuple[float, float]] = []
-    striker = threading.Thread(target=_strike, args=(ground, blows, times), daemon=True)
     outcome = Outcome()
+    striker = threading.Thread(target=_strike, args=(ground, blows, outcome.times), daemon=True)
     striker.start()
     try:
         with site.here():
@@ -266,10 +267,10 @@ def disturbed(
         ground.over.set()
         striker.join(30)
         site.heal()
-    outcome.faults = len(times)
-    if len(times) < len(blows):
-        outcome.text = outcome.text or f"only {len(times)} of {len(blows)} blows fell"
-    _judge(outcome, list(read_events(ground.folder / "metrics.jsonl")), times, wanted)
+    outcome.faults = len(outcome.times)
+    if outcome.faults < len(blows):
+        outcome.text = outcome.text or f"only {outcome.faults} of {len(blows)} blows fell"
+    _judge(outcome, list(read_events(ground.folder / "metrics.jsonl")), wanted)
     return outcome
 
 
@@ -288,9 +289,8 @@ def _strike(ground: Field, blows: list[Blow], times: list[tuple[float, float]]) 
         ground.signal("manager", signal.SIGTERM)
 
 
-def _judge(
-    outcome: Outcome, events: list[Event], times: list[tuple[float, float]], wanted: dict[int, dict[str, str]] | None
-) -> None:
+def _judge(outcome: Outcome, events: list[Event], wanted: dict[int, dict[str, str]] | None) -> None:
+    times = outcome.times
     commits = [event for event in events if isinstance(event, CommitEvent)]
     outcome.commits = len(commits)
     outcome.begun_again = sum(isinstance(event, PlanEvent) for event in events) - 1
