@@ -273,6 +273,16 @@ class Job(Settings, frozen=True, forbid_unknown_fields=True, kw_only=True):
             )
         ),
     ] = "80%"
+    hard_memory: Annotated[
+        bool,
+        Meta(
+            description=(
+                "have the system refuse a compute node's process private memory beyond `memory` and a tenth of it, so"
+                " that what nobody reckoned with ends that node with an error, before the system has to choose whom to"
+                " kill; Linux only, and only processes that are zmpsl's own"
+            )
+        ),
+    ] = False
     owners_in_flight: Annotated[
         Literal["auto"] | Count,
         Meta(

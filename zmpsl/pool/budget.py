@@ -12,7 +12,7 @@ from pathlib import Path
 from zmpsl.errors import JobError
 from zmpsl.job.schema import MEMORY_PATTERN
 
-__all__ = ["Limits", "Watch", "limits_here", "parse_memory", "parse_size", "readable", "room_of"]
+__all__ = ["OVERHEAD_BYTES", "Limits", "Watch", "limits_here", "parse_memory", "parse_size", "readable", "room_of"]
 
 _UNITS = {"B": 1, **{f"{letter}B": 1000 ** (n + 1) for n, letter in enumerate("kMGT")}}
 _UNITS |= {f"{letter}iB": 1024 ** (n + 1) for n, letter in enumerate("KMGT")}

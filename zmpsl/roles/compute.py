@@ -16,7 +16,8 @@ from zmpsl.messages import Accuse, Aside, Measure, Prepared, Ready, SetAside, Ta
 from zmpsl.norms import tensor_norm, too_large
 from zmpsl.plan import Activation, Plan, held_by_nodes, micro_samples, node_name, owner_name
 from zmpsl.pool.aside import AsideFiles
-from zmpsl.pool.budget import Limits, Watch, limits_here
+from zmpsl.pool.budget import OVERHEAD_BYTES, Limits, Watch, limits_here
+from zmpsl.pool.ceiling import cap_private, private_bytes
 from zmpsl.pool.spill import SpillStats
 from zmpsl.roles.actions import Action, Connect, Say, Send
 from zmpsl.roles.member import NOT_FINITE, Member
@@ -34,11 +35,13 @@ class ComputeNode(Member):
 
     role = "compute"
     _limits: Limits | None = None
+    _private = 0  # private memory that we had when they were looked up
     _more_room = False
 
     def limits(self) -> Limits:
         """Tells what host and cgroup allow, and what we took before we held any part: once measured, it stays so."""
-        self._limits = self._limits or limits_here(self.memory)
+        if self._limits is None:
+            self._limits, self._private = limits_here(self.memory), private_bytes()
         return self._limits
 
     def has_room(self, task: Task) -> bool:
@@ -92,6 +95,9 @@ class ComputeNode(Member):
             torch.set_num_threads(plan.job.threads)
         room = plan.rooms[self.hop] if plan.rooms and self.own_process else None
         self._watch = Watch(None if room is None else room + self.limits().used_bytes, give_back_freed_memory)
+        if plan.job.hard_memory and room is not None and not plan.job.emulate.nodes:  # those share a process
+            spare = OVERHEAD_BYTES + (room + self.limits().used_bytes) // 10
+            cap_private(self._private + room + spare)
         check_model(plan, self.place)
         # What an earlier plan built goes first: there may be no room for both.
         vars(self).pop("engine", None)
