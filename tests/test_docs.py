@@ -172,7 +172,7 @@ class TestTables:
         socket = Recorder()
         link.configure(socket, 1, (1, 1), 1)  # type: ignore[arg-type]
         listed = {name for row in rows(PROTOCOL, "Socket options", 3) for name in names(row[0])}
-        assert listed == socket.names | {"ROUTER_MANDATORY", "IDENTITY"}
+        assert listed == socket.names | {"ROUTER_MANDATORY", "ROUTER_HANDOVER", "IDENTITY"}
 
     def test_exit_codes(self) -> None:
         readme = (ROOT / "README.md").read_text(encoding="utf-8")

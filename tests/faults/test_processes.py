@@ -52,6 +52,12 @@ def struck(
     return outcome
 
 
+def in_bounds(outcome: Outcome, kind: str, seed: int) -> None:
+    """Checks what a fault of that kind has cost."""
+    for figure, bound in BOUNDS.get(kind, {}).items():
+        assert max(getattr(outcome, figure), default=0.0) <= bound, f"seed {seed}: {figure} of {outcome}"
+
+
 @SEEDED
 @pytest.mark.parametrize(("codec", "keys"), [(CODECS[0], False), (CODECS[1], True)], ids=["plain", "packed, with keys"])
 def test_a_few_of_each(tmp_path: Path, codec: str, keys: bool, seed: int):
@@ -83,8 +89,7 @@ def test_nothing_depends_on_the_time_of_day(tmp_path: Path, seed: int):
 @pytest.mark.parametrize("name", cases(random.Random(SEED), quick=False))
 def test_all_of_one_kind(tmp_path: Path, codec: str, name: str, seed: int):
     outcome = struck(tmp_path, codec, cases(random.Random(seed), quick=False)[name], seed, MANY)
-    for figure, bound in BOUNDS.get(name.split()[0], {}).items():
-        assert max(getattr(outcome, figure), default=0.0) <= bound, f"seed {seed}: {figure} of {outcome}"
+    in_bounds(outcome, name.split()[0], seed)
 
 
 @SEEDED

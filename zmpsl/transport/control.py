@@ -64,6 +64,8 @@ class ControlServer:
         self.socket = context.socket(zmq.ROUTER)
         configure(self.socket, MAX_CONTROL_MESSAGE, (1000, 1000), HEARTBEAT_TIMEOUT_S)
         self.socket.setsockopt(zmq.ROUTER_MANDATORY, 1)
+        # A member knows sooner than we do that its connection broke, and then has another in the same name.
+        self.socket.setsockopt(zmq.ROUTER_HANDOVER, 1)
         protect_server(self.socket, security, CONTROL)
         bind(self.socket, address)
         self.monitor = monitor(self.socket, FAILED)
