@@ -65,7 +65,6 @@ KINDS = {
     "copies of the base": [("engine/replica.py", "own")],
     "fold": [("roles/compute.py", "_close")],
 }
-MEMORY: list[Any] = []
 # What a node's process takes beside parts and replicas, with some to spare: interpreter, torch, receive buffers.
 PROCESS_BYTES = 448 << 20
 
@@ -127,8 +126,7 @@ def seconds_of(profiler: cProfile.Profile) -> dict[str, float]:
 
 def touch(nbytes: int) -> None:
     """Writes to so much memory once: a virtual machine gets a page from its host when it first needs it, slowly."""
-    for _ in range(nbytes >> 28):
-        MEMORY.append(np.ones(1 << 28, np.uint8))
+    _ = [np.ones(1 << 28, np.uint8) for _ in range(nbytes >> 28)]
 
 
 def aggregator_process(manager: str) -> None:
@@ -307,9 +305,7 @@ def main(model: str, owners: str, nodes: str, total: str, cuts: str, json_path: 
     print(machine(f"python bench/pool.py {' '.join(sys.argv[1:])}"))
     budget = parse_memory(total, 0)
     if opts["cgroup"] is None:  # that is for what is counted, not for what is timed
-        warm = multiprocessing.get_context("spawn").Process(target=touch, args=(budget,))
-        warm.start()
-        warm.join()
+        touch(budget)
     runs: list[dict[str, Any]] = []
     for count in map(int, nodes.split(",")):
         chosen = [int(cut) for cut in cuts.split(",")] if cuts else CUTS[count]
