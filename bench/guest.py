@@ -38,6 +38,7 @@ mkdir /run/cgroup
 mount -t cgroup2 cgroup /run/cgroup
 ip link set lo up
 stty -opost
+ulimit -n 65536
 cd {folder}
 env -i {environment} {command}
 echo $? > {answer}
