@@ -105,7 +105,8 @@ def lines(quick: bool) -> dict[str, tuple[Weather, list[Blow]]]:
         for loss in (0.01, 0.05)
     }
     silent = {f"line silent {s} s": (Weather(delay_s=0.005), [silences(s)] * times) for s in (1, 5)}
-    one_way = {"line silent 5 s one way": (Weather(delay_s=0.005), [silences(5, True)] * times)}
+    ways = {"line silent 5 s, way there": "there", "line silent 5 s, way back": "back"}
+    one_way = {name: (Weather(delay_s=0.005), [silences(5, way)] * times) for name, way in ways.items()}  # type: ignore[arg-type]
     return losses | silent | one_way | ({} if quick else {"line silent 60 s": (Weather(delay_s=0.005), [silences(60)])})
 
 

@@ -24,7 +24,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import count
-from typing import Any
+from typing import Any, Literal
 
 from harmed import Site, places_of
 from striking import Blow, Field
@@ -53,7 +53,7 @@ class Weather:
         bytes_per_s: Rate of each direction, 0 for none.
         queue: Packets that may wait for that, or be on their way, per direction; the next is lost.
         silent: All are lost.
-        one_way: With `silent`, only those to the far end.
+        one_way: With `silent`, only those `there`, to the far end, or only those `back`; both where empty.
     """
 
     loss: float = 0.0
@@ -62,7 +62,7 @@ class Weather:
     bytes_per_s: float = 0.0
     queue: int = 200
     silent: bool = False
-    one_way: bool = False
+    one_way: Literal["", "there", "back"] = ""
 
 
 def _call(name: str, *arguments: int) -> None:
@@ -187,7 +187,7 @@ class Line:
 
     def _take(self, way: _Way, packet: bytes) -> None:
         weather, now = self.weather, time.monotonic()
-        silent = weather.silent and (way.towards or not weather.one_way)
+        silent = weather.silent and weather.one_way != ("back" if way.towards else "there")
         full = weather.bytes_per_s and way.waiting >= weather.queue
         if silent or full or self._random.random() < weather.loss:
             self.counts["lost"] += 1
@@ -246,7 +246,7 @@ class TwoHosts(Site):
         self.line.close()
 
 
-def silences(seconds: float, one_way: bool = False) -> Blow:
+def silences(seconds: float, one_way: Literal["", "there", "back"] = "") -> Blow:
     """No packet goes through for so long, and nobody is told."""
 
     def strike(ground: Field) -> None:
