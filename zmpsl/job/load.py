@@ -336,7 +336,11 @@ def check_job(job: Job, source: str) -> None:
             f"{source}: planning.optional_nodes: which nodes go without blocks is solved, so it goes with cuts: auto;"
             f" here cuts are {job.cuts}"
         )
-    for link in job.codec.links:
+    _check_links(source, job.codec.links, known)
+
+
+def _check_links(source: str, links: Iterable[str], known: set[str]) -> None:
+    for link in links:
         ends = link.split(">")
         if len(ends) != 2 or not set(ends) <= known:
             raise JobError(

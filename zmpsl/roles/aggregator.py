@@ -63,18 +63,12 @@ class Aggregator(Member):
             )
         if task.owner in self._in:
             raise RemoteProtocolError(f"{task}: handed in twice")
-        masked = isinstance(self.average, MaskedAverage)  # looks like noise; the owner itself has looked at it
-        spoiled = None if masked else not_finite(self.layout, task.tensor.view(np.uint8))
-        if spoiled is not None:
-            yield Say(Accuse(place=owner_name(task.owner), text=NOT_FINITE.format(owner=task.owner, name=spoiled)))
-            return
-        norm, limit = self._moved(task.tensor.view(np.uint8), plan.job.guard.update_norm)
-        if limit is not None and norm > limit:
-            text = too_large("the update of the first and last part by", task.owner, norm, limit, "guard.update_norm")
-            yield Say(Accuse(place=owner_name(task.owner), text=text))
+        state = task.tensor.view(np.uint8)
+        if (wrong := self._wrong(task.owner, state, plan.job.guard.update_norm)) != "":
+            yield Say(Accuse(place=owner_name(task.owner), text=wrong))
             return
         with self.meter.measure("A", task):
-            self.average.add(task.owner, task.tensor.view(np.uint8), task.count)
+            self.average.add(task.owner, state, task.count)
         self._in.add(task.owner)
         if len(self._in) < len(plan.active):
             return
@@ -96,6 +90,16 @@ class Aggregator(Member):
         """Drops checkpoints nobody needs any more."""
         if self.folder is not None and self.plan is not None:
             prune(self.folder, round_, self.plan.job.keep_checkpoints)
+
+    def _wrong(self, owner: int, flat: np.ndarray[tuple[int, ...], np.dtype[np.uint8]], limit: float | None) -> str:
+        """Says what is wrong with an owner's parts, empty if nothing; a masked state looks like noise to us."""
+        spoiled = None if isinstance(self.average, MaskedAverage) else not_finite(self.layout, flat)
+        if spoiled is not None:
+            return NOT_FINITE.format(owner=owner, name=spoiled)
+        norm, limit = self._moved(flat, limit)
+        if limit is not None and norm > limit:
+            return too_large("the update of the first and last part by", owner, norm, limit, "guard.update_norm")
+        return ""
 
     def _moved(
         self, flat: np.ndarray[tuple[int, ...], np.dtype[np.uint8]], limit: float | None

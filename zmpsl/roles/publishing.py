@@ -114,27 +114,12 @@ class Publishing(Recovering):
         if cutting is not None:
             cutting.recompute(places.recompute)
             self._training.aim(cutting.to_fill(), more=job.owners_in_flight == "auto")
-        owners = tuple(self._owner_peer(owner_name(index)) for index in range(job.owners))
-        self.plan = plan = Plan(
-            version=version,
-            run=self._run,
-            job=job,
-            blocks=blocks,
-            outputs=self._described_as.outputs,
-            bounds=bounds,
-            aggregator=self.roster.peer(AGGREGATOR),
-            nodes=tuple(self.roster.peer(node_name(hop)) for hop in range(job.nodes)),
-            owners=owners,
-            start_round=start,
-            digests=digests,
-            stored=self.record.bounds if start and self.record is not None and self.record.bounds != bounds else (),
-            footprints=self._described_as.footprints,
-            rooms=places.rooms,
-            in_flight=places.training.most,
-            recompute=tuple(memory.recompute for memory in places.parts),
-            kept=self.record.kept if start and self.record is not None and job.optimizer.keeps else {},
-            rates=self._rates_of(owners),
-        )
+        plan = replace(self._plan_of(version, job, blocks, bounds, places), start_round=start, digests=digests)
+        if start and self.record is not None:
+            stored = self.record.bounds if self.record.bounds != bounds else ()
+            kept = self.record.kept if job.optimizer.keeps else {}
+            plan = replace(plan, stored=stored, kept=kept)
+        self.plan = plan
         self._asides = Asides(peer.name for peer in plan.nodes)
         self._stalls = Stalls(job.recover.stalled_s if plan.may_set_aside else "never", job.owners)
         self._store(plan)
@@ -151,6 +136,28 @@ class Publishing(Recovering):
                 seat.planned, seat.ready, seat.paused = True, False, 0
         for identity in self._everybody():
             yield Tell(identity, Publish(plan=plan))
+
+    def _plan_of(
+        self, version: int, job: Job, blocks: tuple[Block, ...], bounds: tuple[int, ...], places: Places
+    ) -> Plan:
+        """The plan of who is here, from the first round on."""
+        owners = tuple(self._owner_peer(owner_name(index)) for index in range(job.owners))
+        return Plan(
+            version=version,
+            run=self._run or "",
+            job=job,
+            blocks=blocks,
+            outputs=self._described_as.outputs,
+            bounds=bounds,
+            aggregator=self.roster.peer(AGGREGATOR),
+            nodes=tuple(self.roster.peer(node_name(hop)) for hop in range(job.nodes)),
+            owners=owners,
+            footprints=self._described_as.footprints,
+            rooms=places.rooms,
+            in_flight=places.training.most,
+            recompute=tuple(memory.recompute for memory in places.parts),
+            rates=self._rates_of(owners),
+        )
 
     def restrict(self, rates: Mapping[str, Rates]) -> Iterator[Action]:
         """Learns what keys may send; tells those who look, where that has changed for an owner of the plan.
