@@ -19,8 +19,8 @@ log = logging.getLogger("zmpsl")
 # A connection may fail while the other side learns of a new plan; after this it is told of. After much more, and after
 # recover.wait_s, it is over.
 SHAKY_S, HOPELESS_S = 3.0, 30.0
-# A host that the kernel has asked again and again for so long without an answer is cut off. Heartbeats tell too, but
-# on a data link only after 20 s: they wait behind the chunk on the wire, which on a slow link takes that long.
+# A host that the kernel has asked again and again for so long without an answer is cut off. One whose role only does
+# not read answers.
 UNHEARD_S = 5.0
 
 

@@ -154,7 +154,9 @@ class ControlClient:
         self.refused = self.hopeless = False
         self.endpoint = endpoint
         self.socket = context.socket(zmq.DEALER)
-        configure(self.socket, MAX_CONTROL_MESSAGE, (1000, 1000), HEARTBEAT_TIMEOUT_S)
+        # No limit for what comes: where that is reached, and a heartbeat cuts the connection, libzmq aborts the process
+        # (zeromq/libzmq#3937). The manager says little, and to no more than 1,000 messages ahead.
+        configure(self.socket, MAX_CONTROL_MESSAGE, (0, 1000), HEARTBEAT_TIMEOUT_S)
         self.socket.setsockopt(zmq.IDENTITY, uuid4().bytes)
         protect_client(self.socket, security, security.manager)
         self.monitor = monitor(self.socket, FAILED | zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED)

@@ -31,9 +31,9 @@ __all__ = ["Inbox", "Link"]
 # Messages libzmq may hold per connection; each is at most 1 MiB. With fewer, small tensors stop and start all the time;
 # with more, large ones no longer fit the processor's caches.
 HIGH_WATER_MARKS = (16, 8)  # receiving, sending
-# A heartbeat waits behind the chunk that is on the wire, so a link must carry 1 MiB in this time: 0.5 Mbit/s. A role
-# that stops is noticed sooner, by the manager.
-HEARTBEAT_TIMEOUT_S = 20
+# Heartbeats are sent, so that the kernel learns whether the other host answers (link_watch), but no connection is cut
+# for want of one: a role that computes does not read, and what it has not read stands before the heartbeats.
+HEARTBEAT_TIMEOUT_S = 0
 # Below this a copy costs less than the wake-up of pyzmq's collector thread that tells when libzmq let go of the memory.
 ZERO_COPY_FROM = 1 << 18
 # As plain integers: operations on pyzmq's enumerations cost a microsecond.
