@@ -45,44 +45,50 @@ def submit(
     context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
     client = ControlClient(context, manager, security)
     try:
-        client.send(Submit(job=job))
-        accepted = False
-        patience_s = job.recover.manager_wait_s if job.recover.wait_s else job.network.lost_after_s
-        observe = Join(role="observer", version=__version__, host=socket.gethostname(), pid=os.getpid())
-        seen = time.monotonic()
-        deadline = time.monotonic() + reach_s
-        while True:
-            client.socket.poll(100)
-            while (message := _next(client)) is not None:
-                if isinstance(message, Welcome) and message.job == job and not accepted:
-                    accepted = True
-                    tell(f"job {job.name} accepted by the manager at {manager}")
-                    if not watch:
-                        return
-                    client.send(observe)
-                elif isinstance(message, Welcome) and message.job != job and accepted:
-                    raise PeerLostError(f"the manager at {manager} was started again, and has another job or none")
-                if _over(message, tell):
-                    return
-            lost = client.lost()
-            if lost and not accepted:
-                client.send(Submit(job=job))
-            if (client.watch() or lost) and accepted:  # a manager that was away, or the next one, has forgotten us
-                client.send(observe)
-            if client.hopeless or (client.failure and not accepted and time.monotonic() > deadline - reach_s / 2):
-                raise NetworkError(f"no handshake with the manager at {manager}: {client.failure}")
-            seen = time.monotonic() if client.connected else seen
-            if accepted and time.monotonic() - seen > patience_s:
-                raise PeerLostError(f"the manager at {manager} has been out of reach for {patience_s:g} s")
-            if not accepted and time.monotonic() > deadline:
-                raise NetworkError(
-                    f"the manager at {manager} has not answered for {reach_s:g} s; is it running, and is the address"
-                    " right?"
-                )
+        _talk(client, job, manager, watch, tell, reach_s)
     finally:
         client.send(Leave())
         client.close(0.5)
         context.term()
+
+
+def _talk(
+    client: ControlClient, job: Job, manager: str, watch: bool, tell: Callable[[str], object], reach_s: float
+) -> None:
+    """Hands the job in, and stays as long as it is to."""
+    client.send(Submit(job=job))
+    accepted = False
+    patience_s = job.recover.manager_wait_s if job.recover.wait_s else job.network.lost_after_s
+    observe = Join(role="observer", version=__version__, host=socket.gethostname(), pid=os.getpid())
+    seen = time.monotonic()
+    deadline = time.monotonic() + reach_s
+    while True:
+        client.socket.poll(100)
+        while (message := _next(client)) is not None:
+            if isinstance(message, Welcome) and message.job == job and not accepted:
+                accepted = True
+                tell(f"job {job.name} accepted by the manager at {manager}")
+                if not watch:
+                    return
+                client.send(observe)
+            elif isinstance(message, Welcome) and message.job != job and accepted:
+                raise PeerLostError(f"the manager at {manager} was started again, and has another job or none")
+            if _over(message, tell):
+                return
+        lost = client.lost()
+        if lost and not accepted:
+            client.send(Submit(job=job))
+        if (client.watch() or lost) and accepted:  # a manager that was away, or the next one, has forgotten us
+            client.send(observe)
+        if client.hopeless or (client.failure and not accepted and time.monotonic() > deadline - reach_s / 2):
+            raise NetworkError(f"no handshake with the manager at {manager}: {client.failure}")
+        seen = time.monotonic() if client.connected else seen
+        if accepted and time.monotonic() - seen > patience_s:
+            raise PeerLostError(f"the manager at {manager} has been out of reach for {patience_s:g} s")
+        if not accepted and time.monotonic() > deadline:
+            raise NetworkError(
+                f"the manager at {manager} has not answered for {reach_s:g} s; is it running, and is the address right?"
+            )
 
 
 def _next(client: ControlClient) -> FromManager | None:
