@@ -156,6 +156,25 @@ def deal(parts: Sequence[PartMemory], total: int) -> tuple[int, list[int]]:
     return fit, needs
 
 
+def start_nodes(
+    manager: str, folder: Path, budgets: list[int], opts: Any, stack: ExitStack
+) -> tuple[list[BaseProcess], list[Path], list[Cgroup]]:
+    """Starts the compute nodes, each under its limit; gives them, the files they will leave, and their cgroups."""
+    context = multiprocessing.get_context("spawn")
+    processes: list[BaseProcess] = []
+    files, groups = [folder / node_name(hop) for hop in range(len(budgets))], list[Cgroup]()
+    for hop, (budget, file) in enumerate(zip(budgets, files, strict=True)):
+        limit = int(1.1 * budget)
+        about = node_name(hop), manager, str(budget), str(file), limit if opts["hard"] else 0, opts["profile"]
+        processes.append(context.Process(target=node_process, args=about, daemon=True))
+        processes[-1].start()
+        if opts["cgroup"] is not None:
+            name = f"zmpsl-{os.getpid()}-{node_name(hop)}"
+            groups.append(stack.enter_context(Cgroup(opts["cgroup"], name, limit)))
+            groups[-1].take(processes[-1].pid or 0)
+    return processes, files, groups
+
+
 def measure(job: Job, described: Described, shape: tuple[int, ...], budgets: list[int], opts: Any) -> dict[str, Any]:
     """One run; gives memory and throughput."""
     rounds: list[RoundEvent] = []
@@ -166,26 +185,11 @@ def measure(job: Job, described: Described, shape: tuple[int, ...], budgets: lis
 
     role = Manager(None, job, "pool")
     role.board.listeners.append(listen)
-    context = multiprocessing.get_context("spawn")
     with tempfile.TemporaryDirectory() as folder, ManagerNode(role) as manager, ExitStack() as stack:
-        files = [Path(folder) / node_name(hop) for hop in range(job.nodes)]
-        hard = [int(1.1 * budget) if opts["hard"] else 0 for budget in budgets]
-        processes: list[BaseProcess] = [
-            context.Process(
-                target=node_process,
-                args=(node_name(hop), manager.endpoint, str(budgets[hop]), str(files[hop]), hard[hop], opts["profile"]),
-            )
-            for hop in range(job.nodes)
-        ]
-        processes.append(context.Process(target=aggregator_process, args=(manager.endpoint,)))
-        groups: list[Cgroup] = []
-        for number, process in enumerate(processes):
-            process.daemon = True
-            process.start()
-            if opts["cgroup"] is not None and number < job.nodes:
-                name = f"zmpsl-{os.getpid()}-{node_name(number)}"
-                groups.append(stack.enter_context(Cgroup(opts["cgroup"], name, int(1.1 * budgets[number]))))
-                groups[-1].take(process.pid or 0)
+        processes, files, groups = start_nodes(manager.endpoint, Path(folder), budgets, opts, stack)
+        context = multiprocessing.get_context("spawn")
+        processes.append(context.Process(target=aggregator_process, args=(manager.endpoint,), daemon=True))
+        processes[-1].start()
         fake = Shape(described, shape, opts["batches"], opts["think_ms"] / 1e3)
         processes += start_owners(fake, job.owners, opts["processes"], manager.endpoint)
         over = manager.drain(opts["timeout_s"])
