@@ -133,6 +133,13 @@ def test_a_node_that_comes_back_to_a_taken_place_stands_by(tmp_path: Path):
     assert sum("takes the place of" in text for text in texts) == 2
 
 
+def test_an_activation_that_comes_once_more_after_its_batch_is_none(tmp_path: Path):
+    """It was computed anew and waited for a gradient; when that came late too, autograd met weights of another batch."""
+    run = schedule(10410, tmp_path)
+    run.run()
+    check(run, tmp_path, "seed 10410")
+
+
 def test_owners_that_keep_their_optimiser_states():
     """The states of a round that is begun again are those of the last commit, whoever had written newer ones."""
     for seed in range(FIRST, FIRST + SCHEDULES // 3):

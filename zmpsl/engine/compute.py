@@ -81,6 +81,7 @@ class ComputeEngine:
         self.average = Average(self.base.layout)
         self.round = plan.start_round
         self._samples: dict[int, int] = {}
+        self._last: dict[int, Key] = {}  # the last micro-batch of each owner that went forward
         self._closed: set[int] = set()
         self._largest = 0
         self._files = files if files is not None else AsideFiles(None, plan.nodes[part - 1].name)
@@ -96,6 +97,7 @@ class ComputeEngine:
         self.average.reset()
         self.pool.begin()
         self._samples.clear()
+        self._last.clear()
         self._closed.clear()
         self.came.clear()
         self._expected.clear()
@@ -130,6 +132,7 @@ class ComputeEngine:
             raise LocalProtocolError(f"{task}: handled although there is no room for a replica")
         replica, at = self._get(task.owner, self._build), _at(task)
         output = replica.forward(inputs, at, relu=task.relu)
+        self._last[task.owner] = at
         self._samples[task.owner] = self._samples.get(task.owner, 0) + len(output)
         return task.reply(Op.FORWARD, to_array(output), replica.masks(at)[1])
 
@@ -150,6 +153,16 @@ class ComputeEngine:
         except RemoteProtocolError:
             return None
         return replica.masks(_at(task))[1]
+
+    def expect_activation(self, task: Task) -> None:
+        """Checks that an activation is a new one: an owner's micro-batches go forward in order.
+
+        Raises:
+            RemoteProtocolError: It came twice, or late.
+        """
+        last = self._last.get(task.owner)
+        if last is not None and _at(task) <= last:
+            raise RemoteProtocolError(f"{task}: its owner's micro-batches have gone forward up to {last} here")
 
     def expect_gradient(self, task: Task) -> None:
         """Checks that a gradient is one that this part waits for.

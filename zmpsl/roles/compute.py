@@ -69,6 +69,12 @@ class ComputeNode(Member):
         """Activations of the part before, gradients of what our part puts out."""
         return self.plan.entering(self.part + (op is Op.BACKWARD)) if self.plan is not None else None
 
+    def admit(self, task: Task) -> None:
+        """As every member; an activation must also be new."""
+        super().admit(task)
+        if task.op is Op.FORWARD:
+            self.engine.expect_activation(task)
+
     def inspect(self, task: Task) -> None:
         """As every member; a gradient must also be one that we wait for."""
         super().inspect(task)
