@@ -134,7 +134,7 @@ def test_a_node_that_comes_back_to_a_taken_place_stands_by(tmp_path: Path):
 
 
 def test_an_activation_that_comes_once_more_after_its_batch_is_none(tmp_path: Path):
-    """It was computed anew and waited for a gradient; when that came late too, autograd met weights of another batch."""
+    """It was computed anew and waited for a gradient; when that came late too, autograd met other weights."""
     run = schedule(10410, tmp_path)
     run.run()
     check(run, tmp_path, "seed 10410")
