@@ -87,6 +87,9 @@ class ThinEngine(ComputeEngine):
     def known_mask(self, task: Task) -> None:
         return None
 
+    def expect_activation(self, task: Task) -> None:
+        return None
+
     def expect_gradient(self, task: Task) -> None:
         return None
 
