@@ -201,6 +201,8 @@ class Node(Life):
         # would not tell of the rest.
         messages = count()
         while next(messages) < 256 or self._inbox.midway:
+            if not self._inbox.midway:
+                self._border.begin()
             try:
                 received = self._inbox.receive()
                 if received is None:

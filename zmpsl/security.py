@@ -156,6 +156,10 @@ class Border:
             }
             self._gate.allow(DATA, frozenset(self._places), final=False)
 
+    def begin(self) -> None:
+        """The next message comes; nobody has vouched for it."""
+        self._vouched = False
+
     def vouch(self, task: Task, user: str) -> None:
         """Checks that a key may send in the name of the place a task says it is from.
 
