@@ -201,11 +201,9 @@ class Node(Life):
         # would not tell of the rest.
         messages = count()
         while next(messages) < 256 or self._inbox.midway:
-            if not self._inbox.midway:
-                self._border.begin()
             try:
-                received = self._inbox.receive()
-                if received is None:
+                self._border.begin()
+                if (received := self._inbox.receive()) is None:
                     return
                 self._take(*received)
             except RemoteProtocolError as error:
