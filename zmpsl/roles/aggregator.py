@@ -96,18 +96,12 @@ class Aggregator(Member):
         spoiled = None if isinstance(self.average, MaskedAverage) else not_finite(self.layout, flat)
         if spoiled is not None:
             return NOT_FINITE.format(owner=owner, name=spoiled)
-        norm, limit = self._moved(flat, limit)
-        if limit is not None and norm > limit:
-            return too_large("the update of the first and last part by", owner, norm, limit, "guard.update_norm")
-        return ""
-
-    def _moved(
-        self, flat: np.ndarray[tuple[int, ...], np.dtype[np.uint8]], limit: float | None
-    ) -> tuple[float, float | None]:
-        """Gives how far an owner's round has moved its parts, and the limit; 0 where we do not know from where."""
         if limit is None or self._base is None:
-            return 0.0, limit
-        return change_norm(self.layout, flat, self._base), limit
+            return ""
+        norm = change_norm(self.layout, flat, self._base)
+        if norm <= limit:
+            return ""
+        return too_large("the update of the first and last part by", owner, norm, limit, "guard.update_norm")
 
     def _send_global(
         self, plan: Plan, round_: int, flat: np.ndarray[tuple[int, ...], np.dtype[np.uint8]]

@@ -91,7 +91,8 @@ class ManagerState(ABC):
         if self.phase is Phase.OVER:
             return
         self.phase = Phase.OVER
-        self.board.end(exit_code, text, *(("", 0) if lost is None else (lost.place, lost.join.pid)))
+        place, pid = (lost.place, lost.join.pid) if lost is not None else ("", 0)
+        self.board.end(exit_code, text, place, pid)
         for identity in [*(seat.identity for seat in self.roster), *self._observers]:
             yield Tell(identity, Finish(exit_code=exit_code, text=text))
         self.exit = Stop(exit_code, text)
