@@ -1,23 +1,17 @@
-"""A hard limit on the memory of a process: of a cgroup where there is one to put it into, else of its private memory.
+"""A hard limit on the memory of a process: that of a cgroup, where there is one to put it into.
 
 A cgroup, version 1 or 2, is what kills a container that takes too much. Making one needs a folder under /sys/fs/cgroup
 that may be written, such as one that systemd has delegated; in version 2 that folder must hold no process itself. The
-other limit, RLIMIT_DATA, needs nothing. It is the stricter one: it counts private memory that was asked for, touched or
-not, also what a heap has given back between live memory; and what is above is refused.
+other limit, RLIMIT_DATA (zmpsl.pool.ceiling), needs nothing. It is the stricter one: it counts private memory that was
+asked for, touched or not, also what a heap has given back between live memory; and what is above is refused.
 """
 
 from __future__ import annotations
 
-import resource
 from contextlib import suppress
 from pathlib import Path
 
-__all__ = ["Cgroup", "limit_data"]
-
-
-def limit_data(nbytes: int) -> None:
-    """Lets this process have no more private writable memory than this."""
-    resource.setrlimit(resource.RLIMIT_DATA, (nbytes, nbytes))
+__all__ = ["Cgroup"]
 
 
 class Cgroup:

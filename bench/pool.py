@@ -35,7 +35,7 @@ import click
 import numpy as np
 import torch
 from fake_owner import Shape, start_owners
-from hard_limit import Cgroup, limit_data
+from hard_limit import Cgroup
 from report import machine, table
 from zmpsl.models import input_spec
 
@@ -52,6 +52,7 @@ from zmpsl.observe.events import Event, RoundEvent
 from zmpsl.plan import AGGREGATOR, check_cuts, node_name
 from zmpsl.pool.account import PartMemory, part_memory
 from zmpsl.pool.budget import parse_memory, readable
+from zmpsl.pool.ceiling import cap_private
 from zmpsl.roles.manager import Manager
 
 # Cuts of the authors' VGG-19 (25 blocks) whose nodes take about as long as one another, as far as its one huge block
@@ -90,7 +91,7 @@ def node_process(place: str, manager: str, memory: str, into: str, limit: int, p
     """A compute node; leaves the high-water mark of its memory and its pool's figures."""
     torch.set_num_threads(1)
     if limit:
-        limit_data(limit)
+        cap_private(limit)
     member = make_member("compute", None, place, memory=memory)
     before = status("VmHWM")
     profiler = cProfile.Profile()
