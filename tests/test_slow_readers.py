@@ -19,16 +19,15 @@ from zmpsl.transport.task import Op, Task
 # A member that does not read while its manager speaks: in a process of its own, for libzmq may abort it.
 MEMBER = """
 import time, zmq
-from zmpsl.messages import Ping
+from zmpsl.messages import Leave, Ping
 from zmpsl.transport import control
 control.HEARTBEAT_TIMEOUT_S = 1
 context = zmq.Context()
 server = control.ControlServer(context, "tcp://127.0.0.1:*")
 client = control.ControlClient(context, server.endpoint)
-from zmpsl.messages import Leave
 client.send(Leave())
 while server.receive() is None:
-    time.sleep(0.01)
+    server.socket.poll(1000)
 told, until = 0, time.monotonic() + 4
 while time.monotonic() < until:
     while told < 3000 and server.send(server.who, Ping()):
