@@ -4,9 +4,22 @@ from glob import glob
 
 from setuptools import Extension, setup
 
-ROOMS = ["cli", "data", "engine", "job", "launch", "observe", "planner", "pool", "roles", "transport"]
+ROOMS = [
+    "cli",
+    "data",
+    "engine",
+    "job",
+    "kernels",
+    "launch",
+    "observe",
+    "planner",
+    "pool",
+    "roles",
+    "transport",
+    "trials",
+]
 
-# The kernels behind zmpsl.codec_kernels. Optional: without a compiler the NumPy twins do the same, more slowly.
+# The kernels behind zmpsl.kernels. Optional: without a compiler the NumPy twins do the same, more slowly.
 CODECS = Extension(
     "zmpsl._codecs",
     sources=sorted(glob("codecs/*.c")),

@@ -22,9 +22,9 @@ from cut_tensors import NETS, Cut, cuts
 from numpy.typing import NDArray
 from report import machine, table
 
-from zmpsl.codec_kernels import KERNELS
-from zmpsl.codec_rivals import Rival, rivals
 from zmpsl.codecs import topk_of
+from zmpsl.kernels import KERNELS
+from zmpsl.trials.rivals import Rival, rivals
 
 F32 = NDArray[np.float32]
 MANY_RIVALS = 16e6  # bytes from which on only a few settings are tried, as they take long

@@ -28,7 +28,7 @@ from zmpsl.roles.aggregator import Aggregator
 from zmpsl.roles.compute import ComputeNode
 from zmpsl.roles.manager import Manager
 from zmpsl.roles.owner import DataOwner
-from zmpsl.slow_link import Bucket, Shaper
+from zmpsl.trials.slow_link import Bucket, Shaper
 
 FOLDER = Path(os.environ.get("ZMPSL_DATA", Path(__file__).parents[2] / "shared" / "data")) / "fashion-mnist"
 CODECS = "none,lossless,bf16-huff,slow-link,auto,auto(slow-link)"

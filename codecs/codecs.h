@@ -1,6 +1,6 @@
 /* What the kernels of one instruction set offer; pure C11, no Python.h.
  *
- * Every format is little-endian and is specified by its NumPy twin in zmpsl/codec_twins.py; the bytes are the same for
+ * Every format is little-endian and is specified by its NumPy twin in zmpsl/kernels/twins.py; the bytes are the same for
  * every instruction set. `n` counts float32 values (bytes for ZC_BYTES). Sources may be unaligned and are never
  * written. Nothing is allocated: working memory is at most 0.2 MB of stack.
  */

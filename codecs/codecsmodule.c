@@ -325,7 +325,7 @@ static int execute(PyObject *module)
 static PyModuleDef_Slot slots[] = {{Py_mod_exec, (void *)execute}, {0, NULL}};
 
 static struct PyModuleDef definition = {
-    PyModuleDef_HEAD_INIT, "zmpsl._codecs", "C kernels of the codecs; zmpsl.codec_kernels is their face.",
+    PyModuleDef_HEAD_INIT, "zmpsl._codecs", "C kernels of the codecs; zmpsl.kernels is their face.",
     sizeof(module_state),  methods,         slots, NULL, NULL, NULL,
 };
 

@@ -9,12 +9,11 @@ import numpy as np
 import pytest
 from codec_samples import STEP, bell, canonical, related, samples
 
-from zmpsl import codec_twins
-from zmpsl.codec_kernels import Kernels, gather
+from zmpsl.kernels import Kernels, gather, twins
 
 __all__ = ["ALL", "NATIVE", "STEP", "TWIN", "bell", "canonical", "decode", "encode", "native", "related", "samples"]
 
-TWIN = gather(codec_twins)
+TWIN = gather(twins)
 
 
 def native(isa: str) -> Kernels | None:

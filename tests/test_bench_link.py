@@ -13,9 +13,9 @@ from click.testing import CliRunner
 
 from zmpsl.cli.bench import bench
 from zmpsl.errors import RemoteProtocolError
-from zmpsl.link_trial import LinkTrial, fastest, sample_of, shaped_by_proxy, try_link
-from zmpsl.slow_link import private_network
 from zmpsl.transport.wire import CHUNK
+from zmpsl.trials.link import LinkTrial, fastest, sample_of, shaped_by_proxy, try_link
+from zmpsl.trials.slow_link import private_network
 
 FAST = 4e9  # bits per second
 
@@ -62,7 +62,7 @@ class TestLinks:
         def refuse(*_chunk: object) -> None:
             raise RemoteProtocolError("a chunk of nonsense")
 
-        monkeypatch.setattr("zmpsl.link_trial.Unpacker", lambda _known: refuse)
+        monkeypatch.setattr("zmpsl.trials.link.Unpacker", lambda _known: refuse)
         with pytest.raises(RemoteProtocolError, match="a chunk of nonsense"):
             try_link("huff", sample_of(activations(1000), None, FAST, 0.01), FAST, shaped_by_proxy)
 

@@ -26,8 +26,7 @@ import numpy as np
 import pytest
 from codec_samples import GOLDEN, GOLDEN_RELATED, STEP, canonical, related, samples
 
-from zmpsl import codec_twins
-from zmpsl.codec_kernels import NAMES, gather
+from zmpsl.kernels import NAMES, gather, twins
 
 pytestmark = pytest.mark.cross
 
@@ -92,7 +91,7 @@ def test_golden_digests_and_decoded_values(
     program = built(machine, "golden", folder)
     tensors = list(make(SIZE).values())
     given = b"".join(struct.pack("<I", SIZE) + values.tobytes() for values in tensors)
-    twin = gather(codec_twins)
+    twin = gather(twins)
     for isa in machine.sets:
         done = subprocess.run([*program, isa, str(STEP)], input=given, capture_output=True, timeout=120, check=False)
         assert done.returncode == 0, done.stderr

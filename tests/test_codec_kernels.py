@@ -16,7 +16,7 @@ from codec_samples import GOLDEN, GOLDEN_RELATED, noise
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from zmpsl.codec_kernels import KERNELS, NAMES, Kernels
+from zmpsl.kernels import KERNELS, NAMES, Kernels
 
 FUZZ = settings(max_examples=120, deadline=None)
 EXACT = ("bitmap", "bytes", "huff")
@@ -72,7 +72,7 @@ class TestPick:
     """What the environment says holds for a whole process, so each case has one."""
 
     def isa(self, **environment: str) -> subprocess.CompletedProcess[str]:
-        code = "from zmpsl.codec_kernels import KERNELS; print(KERNELS.isa)"
+        code = "from zmpsl.kernels import KERNELS; print(KERNELS.isa)"
         env = {**{name: os.environ[name] for name in os.environ if not name.startswith("ZMPSL_")}, **environment}
         return subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=False)
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from codec_cases import ALL, NATIVE, TWIN, bell, decode, samples
 
-from zmpsl.codec_kernels import Kernels
+from zmpsl.kernels import Kernels
 
 
 @pytest.fixture(params=ALL)

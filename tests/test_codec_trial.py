@@ -7,11 +7,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from zmpsl.codec_rivals import rivals
-from zmpsl.codec_trial import TEXTS, read_npy, try_codec, try_rival
 from zmpsl.engine.cut_tensors import cut_tensors
 from zmpsl.errors import DataError, JobError
 from zmpsl.job.schema import Model
+from zmpsl.trials.codec import TEXTS, read_npy, try_codec, try_rival
+from zmpsl.trials.rivals import rivals
 
 
 class TestFiles:

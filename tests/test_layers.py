@@ -23,10 +23,7 @@ LAYERS = [
     ["zmpsl", "zmpsl.errors", "zmpsl.randomness", "zmpsl.models", "zmpsl.whole_file", "zmpsl.descriptors"],
     ["zmpsl.job", "zmpsl.keys"],
     ["zmpsl.plan", "zmpsl.profiles"],
-    [
-        *("zmpsl.codec_plain", "zmpsl.codec_planes", "zmpsl.codec_signs", "zmpsl.codec_twins"),
-        *("zmpsl.codec_kernels", "zmpsl.codec_rivals"),
-    ],
+    ["zmpsl.kernels"],
     ["zmpsl.codecs", "zmpsl.state"],
     ["zmpsl.packed_state", "zmpsl.masking"],
     ["zmpsl.pool"],
@@ -34,11 +31,8 @@ LAYERS = [
     ["zmpsl.messages"],
     ["zmpsl.transport", *(f"zmpsl.transport.{name}" for name in PURE_TRANSPORT)],
     ["zmpsl.transport.curve", "zmpsl.transport.sockets", "zmpsl.norms"],
-    [
-        *("zmpsl.transport.link", "zmpsl.transport.control", "zmpsl.transport.shaping", "zmpsl.codec_trial"),
-        "zmpsl.slow_link",
-    ],
-    ["zmpsl.link_trial", "zmpsl.message_trial", "zmpsl.store_trial"],
+    ["zmpsl.transport.link", "zmpsl.transport.control", "zmpsl.transport.shaping"],
+    ["zmpsl.trials"],
     ["zmpsl.data", "zmpsl.engine", "zmpsl.observe", "zmpsl.checkpoint", "zmpsl.planner"],
     ["zmpsl.roles"],
     ["zmpsl.station", "zmpsl.life", "zmpsl.link_watch"],
@@ -52,7 +46,7 @@ LAYERS = [
 ]
 ZMQ_USERS = {
     *(f"zmpsl.transport.{name}" for name in ("curve", "sockets", "link", "control")),
-    *("zmpsl.loop", "zmpsl.manager_loop", "zmpsl.crowd", "zmpsl.submit", "zmpsl.doctor", "zmpsl.link_trial"),
+    *("zmpsl.loop", "zmpsl.manager_loop", "zmpsl.crowd", "zmpsl.submit", "zmpsl.doctor", "zmpsl.trials.link"),
 }
 # Where torch may be imported when a module is loaded, and where only inside a function. launch.preload loads it early
 # on purpose, in a process that will train.

@@ -9,10 +9,10 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from msgspec.structs import replace
 
-from zmpsl.codec_kernels import KERNELS
 from zmpsl.codecs import NONE
 from zmpsl.errors import RemoteProtocolError
 from zmpsl.job.codec import parse_spec
+from zmpsl.kernels import KERNELS
 from zmpsl.transport.assembly import Assembly
 from zmpsl.transport.buffers import BufferPool
 from zmpsl.transport.mask import KnownMask

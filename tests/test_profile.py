@@ -14,8 +14,8 @@ from zmpsl.engine.build import build_blocks, summarise
 from zmpsl.engine.profile import Effort, measure
 from zmpsl.errors import JobError
 from zmpsl.job.schema import Model, Optimizer
-from zmpsl.message_trial import message_cost
 from zmpsl.profiles import Profile, Timing, check_profile, optimizer_name, read_profile, require, write_profile
+from zmpsl.trials.message import message_cost
 
 QUICK = Effort(2, 0.05)
 DIGITS = Model(name="digits_cnn")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from zmpsl.store_trial import storing_cost
+from zmpsl.trials.store import storing_cost
 
 
 def test_a_file_takes_some_time_and_nothing_is_left(tmp_path: Path) -> None:

@@ -122,13 +122,13 @@ def test_the_wheel_works_under_python(version: str, wheel: Path, tmp_path: Path)
 def test_without_a_compiler_the_package_works_on_the_twins_and_says_so(tmp_path: Path) -> None:
     made = build(tmp_path, CC="no-such-compiler")
     names = zipfile.ZipFile(made).namelist()
-    assert "zmpsl/codec_twins.py" in names
+    assert "zmpsl/kernels/twins.py" in names
     assert not any(name.endswith(".so") for name in names)
     zipfile.ZipFile(made).extractall(tmp_path / "site")
     code = (
         ALONE + "import numpy as np, zmpsl\n"
         "from zmpsl.codecs import by_name\n"
-        "from zmpsl.codec_kernels import KERNELS\n"
+        "from zmpsl.kernels import KERNELS\n"
         "chunk = np.maximum(np.arange(-500, 500, dtype=np.float32), 0)\n"
         "back = np.zeros(chunk.nbytes, np.uint8)\n"
         "by_name('huff').unpack_into(memoryview(by_name('huff').pack(chunk.view(np.uint8).data)), back)\n"

@@ -9,8 +9,8 @@ from helpers import TINY, cli, differing, job
 from reference import train
 
 from zmpsl.checkpoint import load_state_dict
-from zmpsl.codec_kernels import NOT_NATIVE
 from zmpsl.job.codec import packs
+from zmpsl.kernels import NOT_NATIVE
 
 MORE = [*TINY, "train.rounds=1", "owners=2", "data.args.limit=32", "data.args.test_limit=8", "cuts=even"]
 

@@ -1,4 +1,4 @@
-# Types of the C kernels; zmpsl.codec_twins tells what each function does.
+# Types of the C kernels; zmpsl.kernels.twins tells what each function does.
 from typing import Any
 
 ISA: str

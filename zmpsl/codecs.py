@@ -16,8 +16,8 @@ import lz4.block
 import numpy as np
 from numpy.typing import NDArray
 
-from zmpsl.codec_kernels import KERNELS, Kernel
 from zmpsl.errors import RemoteProtocolError
+from zmpsl.kernels import KERNELS, Kernel
 
 __all__ = ["CODECS", "NONE", "Codec", "Packed", "by_name", "by_number", "qz_of", "scratch", "topk_of"]
 

@@ -22,9 +22,9 @@ from typing import Literal
 
 import zmq
 
-from zmpsl.codec_kernels import KERNELS
 from zmpsl.errors import NetworkError, ZmpslError
 from zmpsl.job import Job
+from zmpsl.kernels import KERNELS
 from zmpsl.keys import (
     ALLOWED_FILE,
     LOOPBACK,

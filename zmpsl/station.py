@@ -12,10 +12,10 @@ import time
 from collections.abc import Callable, Iterator
 from itertools import count
 
-from zmpsl.codec_kernels import KERNELS, NOT_NATIVE
 from zmpsl.errors import RemoteProtocolError
 from zmpsl.job.codec import Spec, packs, parse_spec
 from zmpsl.job.schema import Codec as CodecSettings
+from zmpsl.kernels import KERNELS, NOT_NATIVE
 from zmpsl.messages import Accuse
 from zmpsl.plan import AGGREGATOR, node_name, owner_name
 from zmpsl.roles.actions import Action, Connect, Say, Send

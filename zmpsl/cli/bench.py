@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from zmpsl.codec_trial import Trial
+    from zmpsl.trials.codec import Trial
 
 __all__ = ["bench"]
 
@@ -81,7 +81,7 @@ def link(
     root or user namespaces, and `ip` and `tc`), else through a proxy in user space. Times are those of whole tensors in
     a row, packed, sent and unpacked; over a slow link a part of the tensor is sent, and its time counted up.
     """
-    from zmpsl.slow_link import private_network
+    from zmpsl.trials.slow_link import private_network
 
     with errors():
         prefix = private_network() if shaper != "proxy" and not inside else None
@@ -106,8 +106,8 @@ def _tensors(
     """Gives what codecs are tried on: title, values, and the activation behind a ReLU that it is the gradient of."""
     if tensor is None:
         return _of_model(name, args, cut, batch)
-    from zmpsl.codec_trial import read_npy
     from zmpsl.errors import DataError
+    from zmpsl.trials.codec import read_npy
 
     values, activation = read_npy(tensor), None if mask is None else read_npy(mask)
     if activation is not None and activation.shape != values.shape:
@@ -138,8 +138,8 @@ def _over_links(
 ) -> dict[str, Any]:  # fmt: skip
     """Gives the times of one tensor over every link."""
     from zmpsl.errors import JobError
-    from zmpsl.link_trial import TEXTS, as_it_is, fastest, sample_of, shaped_by_proxy, try_link
-    from zmpsl.slow_link import slow_loopback
+    from zmpsl.trials.link import TEXTS, as_it_is, fastest, sample_of, shaped_by_proxy, try_link
+    from zmpsl.trials.slow_link import slow_loopback
 
     links = []
     for mbit in rates:
@@ -166,7 +166,7 @@ def _over_links(
 
 
 def _show_links(found: dict[str, Any]) -> None:
-    from zmpsl.codec_kernels import KERNELS
+    from zmpsl.kernels import KERNELS
     from zmpsl.observe.readable import amount
 
     click.echo(f"{found['tensor']}: {found['shape']}, {amount(found['bytes'])}; kernels: {KERNELS.isa}; ms per tensor")
@@ -189,11 +189,11 @@ def _table(
 ) -> None:
     import numpy as np
 
-    from zmpsl.codec_kernels import KERNELS
-    from zmpsl.codec_rivals import rivals
-    from zmpsl.codec_trial import TEXTS, try_codec, try_rival
     from zmpsl.errors import JobError
+    from zmpsl.kernels import KERNELS
     from zmpsl.observe.readable import amount
+    from zmpsl.trials.codec import TEXTS, try_codec, try_rival
+    from zmpsl.trials.rivals import rivals
 
     click.echo(f"{title}: {list(values.shape)}, {amount(values.nbytes)}; kernels: {KERNELS.isa}")
     click.echo(f"  {HEAD[0]:<28}{HEAD[1]:>8}{HEAD[2]:>13}{HEAD[3]:>13}{HEAD[4]:>10}")

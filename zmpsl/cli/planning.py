@@ -115,8 +115,8 @@ def _measure(job: Job, shape: str | None, repeats: int, budget: float, from_data
 
     from zmpsl.engine.build import summarise
     from zmpsl.engine.profile import Effort, inputs_like, measure, use_threads
-    from zmpsl.message_trial import message_cost
     from zmpsl.plan import micro_samples
+    from zmpsl.trials.message import message_cost
 
     use_threads(job.threads)
     blocks = summarise(job.model)

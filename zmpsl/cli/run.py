@@ -84,9 +84,9 @@ def _ended_as_by_ctrl_c() -> Iterator[None]:
 
 
 def _run_locally(settings: Job, runs: Path, name: str | None, resume: bool, plain: bool) -> int:
-    from zmpsl.codec_kernels import KERNELS, NOT_NATIVE
     from zmpsl.errors import ZmpslError
     from zmpsl.job.codec import packs
+    from zmpsl.kernels import KERNELS, NOT_NATIVE
     from zmpsl.launch.local import run as run_job
     from zmpsl.observe.progress import Progress
 

@@ -2,7 +2,7 @@
 
     receive (its share of the bytes)  ->  forward or backward  ->  send        for every micro-batch, at both cuts
 
-Measured on each device through sockets to itself (`zmpsl.message_trial`); where that was not, messages cost the way
+Measured on each device through sockets to itself (`zmpsl.trials.message`); where that was not, messages cost the way
 alone, as in `LOOPBACK`. What a codec takes and spares counts once a round has told (`learned.py`). Imitated slowness of
 a device does not count here, for it does not slow down messages.
 """

@@ -20,7 +20,7 @@ from zmpsl.job.schema import Job
 from zmpsl.messages import Profiled
 from zmpsl.plan import Block, fingerprint
 from zmpsl.profiles import Profile, optimizer_name, read_profile, write_profile
-from zmpsl.store_trial import storing_cost
+from zmpsl.trials.store import storing_cost
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -75,7 +75,7 @@ def profile_for(
         return read_profile(path)
     except JobError:  # none there, or damaged
         pass
-    from zmpsl.message_trial import message_cost  # loads zmq, which roles do without
+    from zmpsl.trials.message import message_cost  # loads zmq, which roles do without
 
     found = measure(job.model, summary, wanted, inputs, job.optimizer, effort)
     largest = max(block.output_bytes for block in found.blocks.values())

@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from zmpsl.codec_kernels import KERNELS
 from zmpsl.errors import RemoteProtocolError
+from zmpsl.kernels import KERNELS
 
 __all__ = ["KnownMask", "count"]
 

@@ -16,10 +16,10 @@ import numpy as np
 from msgspec import structs
 from numpy.typing import NDArray
 
-from zmpsl.codec_kernels import KERNELS
 from zmpsl.codecs import NONE, Codec, Packed, by_name, by_number, qz_of, scratch, topk_of
 from zmpsl.errors import RemoteProtocolError
 from zmpsl.job.codec import Spec
+from zmpsl.kernels import KERNELS
 from zmpsl.transport.choice import Chooser, Cost, Rate
 from zmpsl.transport.mask import KnownMask, count
 from zmpsl.transport.task import FLOAT32, LOSSY_OPS, Op, Task

@@ -21,13 +21,13 @@ from numpy.typing import NDArray
 
 from zmpsl.errors import NetworkError
 from zmpsl.job.codec import Spec, parse_spec
-from zmpsl.slow_link import Bucket, Shaper
 from zmpsl.transport.link import Inbox, Link
 from zmpsl.transport.mask import KnownMask
 from zmpsl.transport.outbox import Outbox
 from zmpsl.transport.packing import Packer, Unpacker
 from zmpsl.transport.task import Op, Task
 from zmpsl.transport.wire import CHUNK
+from zmpsl.trials.slow_link import Bucket, Shaper
 
 __all__ = ["TEXTS", "LinkTrial", "Sample", "as_it_is", "fastest", "sample_of", "shaped_by_proxy", "try_link"]
 

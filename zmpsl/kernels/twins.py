@@ -3,14 +3,14 @@
 Every function has a twin in C (`codecs/`) that gives the same bytes for the same input. All numbers are little-endian.
 Encoders take values as float32 (`bytes_*`: any bytes), write at most `*_bound(n)` bytes and give the number written;
 decoders take exactly one encoding and fill the destination. How an entropy-coded plane looks is told in
-`zmpsl.codec_planes`; the layouts of the other formats stand at their encoders, here and in `zmpsl.codec_plain`.
+`zmpsl.kernels.planes`; the layouts of the other formats stand at their encoders, here and in `zmpsl.kernels.plain`.
 """
 
 from __future__ import annotations
 
 import numpy as np
 
-from zmpsl.codec_plain import (
+from zmpsl.kernels.plain import (
     F32,
     U8,
     U32,
@@ -41,8 +41,8 @@ from zmpsl.codec_plain import (
     unmap,
     unpack_into,
 )
-from zmpsl.codec_planes import BLOCK, Reader, encode_plane
-from zmpsl.codec_signs import decode_signs, encode_signs
+from zmpsl.kernels.planes import BLOCK, Reader, encode_plane
+from zmpsl.kernels.signs import decode_signs, encode_signs
 
 __all__ = [
     "ISA", "bf16_bound", "bf16_decode_into", "bf16_encode_into", "bf16_huff_bound", "bf16_huff_decode_into",
@@ -103,7 +103,7 @@ def _encode_floats(bits: U32, half: bool) -> list[U8]:
 
     In order: flags u8 (1: k = n, no bitmap; 2: no value is negative; 4: signs go with the exponents), k u16 modulo
     65536, the lower 16 bits of each value (not for bf16), sign and upper 7 bits of the mantissa as a byte each (8 of
-    them in 7 bytes with flag 2 or 4, without signs), a plane of the exponents (with flag 4 as `zmpsl.codec_signs`
+    them in 7 bytes with flag 2 or 4, without signs), a plane of the exponents (with flag 4 as `zmpsl.kernels.signs`
     says), a plane of the bitmap (unless flag 1). Flag 4 is for what it makes smaller by a byte in 64 values at least,
     and never goes with flag 2.
     """

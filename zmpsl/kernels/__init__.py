@@ -78,7 +78,7 @@ class Kernels:
 
 
 def gather(module: ModuleType) -> Kernels:
-    """Gives the kernels of a module: `zmpsl._codecs` or `zmpsl.codec_twins`."""
+    """Gives the kernels of a module: `zmpsl._codecs` or `zmpsl.kernels.twins`."""
     formats = {
         name: Kernel(name, *(getattr(module, f"{name}_{end}") for end in ("encode_into", "decode_into", "bound")))
         for name in NAMES
@@ -94,7 +94,7 @@ def _load() -> ModuleType:
             return importlib.import_module("zmpsl._codecs")
         except ImportError:
             pass  # built without a compiler: the twins do the same, slower
-    return importlib.import_module("zmpsl.codec_twins")
+    return importlib.import_module("zmpsl.kernels.twins")
 
 
 KERNELS = gather(_load())

@@ -1,10 +1,10 @@
 """Signs that go with the exponents of a block, in NumPy: the specification of that stage.
 
 Neighbours in a feature map mostly have one sign, before a ReLU above all, and values near 0 change it most easily. With
-flag 4 of a block of huff or bf16-huff (`zmpsl.codec_twins`) there stand for the exponents
+flag 4 of a block of huff or bf16-huff (`zmpsl.kernels.twins`) there stand for the exponents
 
     base u8, distance u16   the least exponent; how far back the sign is that a value's own is compared with, not 0
-    symbols                 a plane (`zmpsl.codec_planes`): exponent - base, and 128 more where the two signs differ
+    symbols                 a plane (`zmpsl.kernels.planes`): exponent - base, and 128 more where the two signs differ
 
 Exponents are modulo 256; a sign before the first value is positive.
 """
@@ -14,7 +14,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from zmpsl.codec_planes import Reader, encode_plane
+from zmpsl.kernels.planes import Reader, encode_plane
 
 __all__ = ["decode_signs", "encode_signs"]
 

@@ -11,13 +11,13 @@ from typing import NamedTuple, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from zmpsl.codec_rivals import Rival
 from zmpsl.errors import DataError
 from zmpsl.job.codec import parse_spec
 from zmpsl.transport.mask import KnownMask
 from zmpsl.transport.packing import Packer, Unpacker
 from zmpsl.transport.task import Op, Task
 from zmpsl.transport.wire import Header, messages, parse
+from zmpsl.trials.rivals import Rival
 
 __all__ = ["TEXTS", "Trial", "read_npy", "try_codec", "try_rival"]
 
