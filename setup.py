@@ -11,6 +11,7 @@ ROOMS = [
     "job",
     "kernels",
     "launch",
+    "loops",
     "observe",
     "planner",
     "pool",

@@ -16,8 +16,8 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from zmpsl import loop
 from zmpsl.errors import RemoteProtocolError
+from zmpsl.loops import member as loop
 from zmpsl.messages import Describe, Described, Evaluated, Ready, Trained
 from zmpsl.plan import AGGREGATOR, Plan, node_name
 from zmpsl.roles import member

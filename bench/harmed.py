@@ -137,7 +137,7 @@ def member(
     clock_s: float, world: str,
 ) -> None:  # fmt: skip
     """A member's process; `address` is where to bind, and the host to tell."""
-    from zmpsl.loop import Node
+    from zmpsl.loops.member import Node
 
     enter_world(world)
     set_clock(clock_s)
@@ -158,7 +158,7 @@ def manager(
     runs: Path, run: str, resume: bool, bind: str, ready: Connection, promise: roles.Promise,
 ) -> None:  # fmt: skip
     """The manager's process: the one of `zmpsl run`, but mortal, and with keys."""
-    import zmpsl.manager_loop as loop
+    import zmpsl.loops.manager as loop
 
     enter_world(world)
     set_clock(clock_s)

@@ -31,8 +31,8 @@ from zmpsl.engine.replica import make_optimizer
 from zmpsl.job import Job, parse_job
 from zmpsl.job.schema import Model
 from zmpsl.launch.process import make_member
-from zmpsl.loop import Node
-from zmpsl.manager_loop import ManagerNode
+from zmpsl.loops.manager import ManagerNode
+from zmpsl.loops.member import Node
 from zmpsl.plan import node_name, owner_name
 from zmpsl.roles.manager import Manager
 from zmpsl.transport.allocator import keep_freed_memory

@@ -45,8 +45,8 @@ from zmpsl.errors import PeerLostError
 from zmpsl.job import Job, parse_job
 from zmpsl.job.schema import Model
 from zmpsl.launch.process import make_member
-from zmpsl.loop import Node
-from zmpsl.manager_loop import ManagerNode
+from zmpsl.loops.manager import ManagerNode
+from zmpsl.loops.member import Node
 from zmpsl.messages import Described
 from zmpsl.observe.events import Event, RoundEvent
 from zmpsl.plan import AGGREGATOR, check_cuts, node_name

@@ -21,8 +21,8 @@ import torch
 from report import machine, table
 
 from zmpsl.job import Job, parse_job
-from zmpsl.loop import Node
-from zmpsl.manager_loop import ManagerNode
+from zmpsl.loops.manager import ManagerNode
+from zmpsl.loops.member import Node
 from zmpsl.observe.events import Event, NoticeEvent, RoundEvent
 from zmpsl.roles.aggregator import Aggregator
 from zmpsl.roles.compute import ComputeNode

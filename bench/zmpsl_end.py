@@ -20,7 +20,7 @@ from zmpsl.transport.task import Op, Task
 
 __all__ = ["Zmpsl"]
 
-IDLE_MS, PER_READ = 100, 256  # as in zmpsl.loop
+IDLE_MS, PER_READ = 100, 256  # as in zmpsl.loops.member
 # Tensors the sender queues per turn of its loop until it is out of credit, whether the socket is full or not.
 PER_TURN = 16
 

@@ -14,8 +14,8 @@ import numpy as np
 import psutil
 
 from zmpsl.job import Job, parse_job
-from zmpsl.loop import Node
-from zmpsl.manager_loop import ManagerNode
+from zmpsl.loops.manager import ManagerNode
+from zmpsl.loops.member import Node
 from zmpsl.messages import FromManager, Message, decode_from_manager, encode
 from zmpsl.observe.events import Event, NoticeEvent
 from zmpsl.roles.aggregator import Aggregator

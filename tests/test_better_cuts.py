@@ -13,9 +13,9 @@ from test_cuts_auto import profile
 
 from zmpsl.checkpoint import load_state_dict, read_record
 from zmpsl.launch.memory import MemoryRun
+from zmpsl.loops.station import Station
 from zmpsl.observe.events import RoundEvent
 from zmpsl.profiles import write_profile
-from zmpsl.station import Station
 from zmpsl.stats import LinkStats
 
 replace = msgspec.structs.replace

@@ -20,8 +20,8 @@ from zmpsl.errors import JobError, JoinError, NetworkError, ZmpslError
 from zmpsl.job import Job
 from zmpsl.keys import Allowed, KeyRole, Security, add_member, revoke_member, security_from, write_pair
 from zmpsl.launch.memory import MemoryRun
-from zmpsl.loop import Node
-from zmpsl.manager_loop import ManagerNode
+from zmpsl.loops.manager import ManagerNode
+from zmpsl.loops.member import Node
 from zmpsl.messages import Join, Ready, encode
 from zmpsl.observe.events import Event, NoticeEvent
 from zmpsl.roles.aggregator import Aggregator

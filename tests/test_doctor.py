@@ -18,7 +18,7 @@ from helpers import job
 from zmpsl.cli import main
 from zmpsl.doctor import Finding, examine
 from zmpsl.keys import Allowed, add_member, security_from, write_pair
-from zmpsl.manager_loop import ManagerNode
+from zmpsl.loops.manager import ManagerNode
 from zmpsl.roles.manager import Manager
 from zmpsl.transport.curve import new_pair
 

@@ -15,7 +15,6 @@ from helpers import TINY, cli, differing, global_state, job
 from msgspec import structs
 from reference import train
 
-from zmpsl.crowd import Crowd
 from zmpsl.engine.owner import OwnerEngine
 from zmpsl.errors import JobError
 from zmpsl.job import Job
@@ -24,7 +23,8 @@ from zmpsl.job.emulation import NodeClass, OwnerClass, PartSeconds
 from zmpsl.job.emulation_page import page
 from zmpsl.launch.process import share_ends
 from zmpsl.launch.processes import crowds
-from zmpsl.manager_loop import ManagerNode
+from zmpsl.loops.crowd import Crowd
+from zmpsl.loops.manager import ManagerNode
 from zmpsl.messages import Join
 from zmpsl.observe.events import Event, NoticeEvent, PlanEvent, RoundEvent
 from zmpsl.roles.admission import rooms_of

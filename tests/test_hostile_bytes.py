@@ -26,7 +26,7 @@ from zmpsl import messages as control
 from zmpsl.codecs import NONE
 from zmpsl.job import Job
 from zmpsl.launch.memory import MemoryRun
-from zmpsl.loop import Node
+from zmpsl.loops.member import Node
 from zmpsl.roles.manager import Phase
 from zmpsl.roles.owner import DataOwner
 from zmpsl.stats import Stats

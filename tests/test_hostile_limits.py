@@ -28,7 +28,7 @@ from zmpsl.checkpoint import read_record
 from zmpsl.codecs import NONE
 from zmpsl.keys import revoke_member, security_from
 from zmpsl.launch.memory import MemoryRun
-from zmpsl.loop import Node
+from zmpsl.loops.member import Node
 from zmpsl.roles.compute import ComputeNode
 from zmpsl.roles.manager import Phase
 from zmpsl.roles.owner import DataOwner
@@ -71,7 +71,7 @@ def test_four_thousand_idle_connections(port: Port):  # noqa: F811
 STARVED = """
 import os, resource, sys
 from helpers import ThreadedRun, job, wait_for
-from zmpsl.loop import Node
+from zmpsl.loops.member import Node
 from zmpsl.roles.compute import ComputeNode
 from zmpsl.roles.manager import Phase
 from zmpsl.roles.owner import DataOwner

@@ -8,7 +8,7 @@ from helpers import job
 from zmpsl.errors import JobError
 from zmpsl.job.codec import CLASSES, EXACT, LOSSY, Spec, parse_spec
 from zmpsl.job.load import dump_job, parse_job
-from zmpsl.station import codec_for
+from zmpsl.loops.station import codec_for
 from zmpsl.transport.task import Op
 
 

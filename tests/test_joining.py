@@ -17,8 +17,8 @@ from zmpsl import __version__
 from zmpsl.errors import JobError, JoinError, NetworkError, PeerLostError, ZmpslError
 from zmpsl.job import Job
 from zmpsl.keys import Security
-from zmpsl.loop import Node
-from zmpsl.manager_loop import ManagerNode
+from zmpsl.loops.manager import ManagerNode
+from zmpsl.loops.member import Node
 from zmpsl.messages import PROTOCOL, Finish, FromManager, Join, Leave, Message, Refused, Submit, Welcome
 from zmpsl.roles.actions import Tell
 from zmpsl.roles.aggregator import Aggregator

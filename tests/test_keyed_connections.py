@@ -10,7 +10,7 @@ from proxy import Harm, Proxy
 from test_curve import ENDLESS, SMALL, Site, site, stranger  # noqa: F401 (a fixture)
 
 from zmpsl.keys import Security, security_from
-from zmpsl.loop import Node
+from zmpsl.loops.member import Node
 from zmpsl.messages import FromManager, Join, Leave, Ready, Refused, Welcome, encode
 from zmpsl.roles.manager import Phase
 from zmpsl.roles.owner import DataOwner

@@ -35,10 +35,8 @@ LAYERS = [
     ["zmpsl.trials"],
     ["zmpsl.data", "zmpsl.engine", "zmpsl.observe", "zmpsl.checkpoint", "zmpsl.planner"],
     ["zmpsl.roles"],
-    ["zmpsl.station", "zmpsl.life", "zmpsl.link_watch"],
     ["zmpsl.security"],
-    ["zmpsl.loop", "zmpsl.manager_loop", "zmpsl.submit"],
-    ["zmpsl.crowd"],
+    ["zmpsl.loops", "zmpsl.submit"],
     ["zmpsl.launch"],
     ["zmpsl.doctor"],
     ["zmpsl.cli"],
@@ -46,7 +44,8 @@ LAYERS = [
 ]
 ZMQ_USERS = {
     *(f"zmpsl.transport.{name}" for name in ("curve", "sockets", "link", "control")),
-    *("zmpsl.loop", "zmpsl.manager_loop", "zmpsl.crowd", "zmpsl.submit", "zmpsl.doctor", "zmpsl.trials.link"),
+    *(f"zmpsl.loops.{name}" for name in ("member", "manager", "crowd")),
+    *("zmpsl.submit", "zmpsl.doctor", "zmpsl.trials.link"),
 }
 # Where torch may be imported when a module is loaded, and where only inside a function. launch.preload loads it early
 # on purpose, in a process that will train.
@@ -134,8 +133,8 @@ class TestImports:
 
     def test_imports_of_every_kind_are_seen(self) -> None:
         assert "zmpsl.models.lenet" in everything_imported("zmpsl.models")  # relative
-        assert "zmpsl.loop" in everything_imported("zmpsl.cli.roles")  # inside a function
-        assert "zmpsl.loop" not in imported_at_load("zmpsl.cli.roles")
+        assert "zmpsl.loops.member" in everything_imported("zmpsl.cli.roles")  # inside a function
+        assert "zmpsl.loops.member" not in imported_at_load("zmpsl.cli.roles")
         assert "zmpsl.observe.plots" in imported_at_load("zmpsl.observe.report")  # from a package
         assert "matplotlib.figure" in everything_imported("zmpsl.observe.plots")  # for type checkers
         assert "matplotlib.figure" not in imported_at_load("zmpsl.observe.plots")
@@ -151,7 +150,7 @@ class TestImports:
             "transport.link",
             "engine.replica",
         ]
-        order += ["roles.owner", "loop", "launch.local", "cli"]
+        order += ["roles.owner", "loops.member", "launch.local", "cli"]
         numbers = [layer(f"zmpsl.{name}") for name in order]
         assert numbers == sorted(set(numbers))
 
@@ -231,8 +230,8 @@ class TestLoading:
     @pytest.mark.parametrize(
         ("modules", "unwanted"),
         [
-            ("zmpsl.roles.manager, zmpsl.manager_loop, zmpsl.roles.aggregator", {"torch", "mip", "matplotlib"}),
-            ("zmpsl.roles.aggregator, zmpsl.loop, zmpsl.submit", {"torch", "mip", "matplotlib", "sklearn"}),
+            ("zmpsl.roles.manager, zmpsl.loops.manager, zmpsl.roles.aggregator", {"torch", "mip", "matplotlib"}),
+            ("zmpsl.roles.aggregator, zmpsl.loops.member, zmpsl.submit", {"torch", "mip", "matplotlib", "sklearn"}),
             ("zmpsl.roles.compute, zmpsl.roles.owner", {"zmq", "mip", "matplotlib", "sklearn"}),
             ("zmpsl.cli", {"torch", "zmq", "numpy", "mip", "matplotlib", "msgspec", "yaml"}),
             ("zmpsl", {"torch", "zmq", "numpy", "mip", "msgspec"}),

@@ -14,13 +14,13 @@ from test_planner_measured import measured
 
 from zmpsl.checkpoint import read_record
 from zmpsl.launch.memory import MemoryRun
+from zmpsl.loops.station import Station
 from zmpsl.observe.events import RoundEvent
 from zmpsl.planner.learned import Learned, Packing, learn
 from zmpsl.planner.predict import predict
 from zmpsl.planner.problem import NodeLink
 from zmpsl.profiles import write_profile
 from zmpsl.roles.learning import FROM_ROUNDS, Kept, with_links
-from zmpsl.station import Station
 from zmpsl.stats import LinkStats, Stats
 from zmpsl.transport.address import leaves_host
 

@@ -24,9 +24,9 @@ from helpers import TINY, ThreadedRun, cli, job, wait_for
 import zmpsl
 from zmpsl.checkpoint import read_record
 from zmpsl.errors import LocalProtocolError, NetworkError, PeerLostError
-from zmpsl.life import State
-from zmpsl.loop import Node
-from zmpsl.manager_loop import ManagerNode
+from zmpsl.loops.life import State
+from zmpsl.loops.manager import ManagerNode
+from zmpsl.loops.member import Node
 from zmpsl.roles.aggregator import Aggregator
 from zmpsl.roles.compute import ComputeNode
 from zmpsl.roles.manager import Manager, Phase

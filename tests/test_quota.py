@@ -13,10 +13,10 @@ from test_station import OneTask
 
 from zmpsl.errors import JoinError, RemoteProtocolError
 from zmpsl.launch.memory import MemoryRun
+from zmpsl.loops.station import Station
 from zmpsl.messages import Accuse
 from zmpsl.roles.actions import Say
 from zmpsl.roles.manager import Phase
-from zmpsl.station import Station
 from zmpsl.transport.quota import BURST_S, Bucket, Quota, QuotaError
 from zmpsl.transport.task import Op, Task
 from zmpsl.transport.wire import OWNER_SENDER, Header

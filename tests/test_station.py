@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from zmpsl.errors import RemoteProtocolError
+from zmpsl.loops.station import Station
 from zmpsl.roles.actions import Action
-from zmpsl.station import Station
 from zmpsl.transport.task import Op, Task
 from zmpsl.transport.wire import Header
 

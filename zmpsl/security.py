@@ -16,12 +16,12 @@ import msgspec
 from zmpsl.errors import JobError, JoinError, RemoteProtocolError
 from zmpsl.keys import Allowed, read_allowed
 from zmpsl.messages import Join, Submit, ToManager
-from zmpsl.plan import Plan, Rates
-from zmpsl.station import sender_of
+from zmpsl.plan import AGGREGATOR, Plan, Rates, node_name, owner_name
 from zmpsl.transport.curve import CONTROL, DATA, Gate
 from zmpsl.transport.task import Task
+from zmpsl.transport.wire import OWNER_SENDER
 
-__all__ = ["MAX_REJECTED", "Border", "Guard"]
+__all__ = ["MAX_REJECTED", "Border", "Guard", "sender_of"]
 
 log = logging.getLogger("zmpsl")
 
@@ -203,3 +203,10 @@ class Border:
 
     def _named(self, user: str) -> str:
         return ", ".join(sorted(self._places.get(user, ()))) or f"a stranger ({user[:8]}...)"
+
+
+def sender_of(task: Task) -> str:
+    """Gives the place name of who says it sent a task."""
+    if task.sender == OWNER_SENDER:
+        return owner_name(task.owner)
+    return AGGREGATOR if task.sender == 0 else node_name(task.sender - 1)

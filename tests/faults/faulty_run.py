@@ -383,7 +383,7 @@ class FaultyRun(MemoryRun):
         )  # nobody reads it, and it takes long
         stack.enter_context(
             patch(
-                "zmpsl.station.Outbox",
+                "zmpsl.loops.station.Outbox",
                 lambda sender, pack, size, sealed: Outbox(sender, pack, self.credit_bytes or size, sealed=sealed),
             )
         )

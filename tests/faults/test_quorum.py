@@ -20,7 +20,7 @@ from zmpsl.job import Job
 from zmpsl.job.emulation import Emulate, NodeClass
 from zmpsl.job.fewer import with_nodes
 from zmpsl.job.load import dump_job, parse_job
-from zmpsl.loop import Node
+from zmpsl.loops.member import Node
 from zmpsl.observe.events import NoticeEvent, PlanEvent
 from zmpsl.profiles import write_profile
 from zmpsl.roles.compute import ComputeNode

@@ -49,7 +49,7 @@ def manager(
     from zmpsl.checkpoint import held, read_record
     from zmpsl.keys import security_from
     from zmpsl.launch.process import quiet_signals
-    from zmpsl.manager_loop import ManagerNode
+    from zmpsl.loops.manager import ManagerNode
     from zmpsl.observe.progress import Progress
     from zmpsl.roles.manager import Manager
 
@@ -99,7 +99,7 @@ def _member(
 
     from zmpsl.keys import security_from
     from zmpsl.launch.process import make_member, quiet_signals
-    from zmpsl.loop import Node
+    from zmpsl.loops.member import Node
 
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     with errors():

@@ -14,6 +14,7 @@ from pathlib import Path
 from zmpsl.checkpoint import Record
 from zmpsl.errors import LocalProtocolError, ZmpslError, error_for
 from zmpsl.job.schema import Job
+from zmpsl.loops.station import Station
 from zmpsl.messages import Message
 from zmpsl.plan import node_name
 from zmpsl.pool.budget import Limits
@@ -23,7 +24,6 @@ from zmpsl.roles.compute import ComputeNode
 from zmpsl.roles.manager import Manager
 from zmpsl.roles.member import Member
 from zmpsl.roles.owner import DataOwner
-from zmpsl.station import Station
 from zmpsl.transport.assembly import Assembly
 from zmpsl.transport.buffers import BufferPool
 from zmpsl.transport.wire import parse

@@ -5,7 +5,7 @@ from importlib import import_module
 import torch
 
 ROLES = ("aggregator", "compute", "manager", "owner")
-for module in ("zmpsl.loop", "zmpsl.manager_loop", *(f"zmpsl.roles.{role}" for role in ROLES)):
+for module in ("zmpsl.loops.member", "zmpsl.loops.manager", *(f"zmpsl.roles.{role}" for role in ROLES)):
     import_module(module)
 
 # The first optimiser of a process loads much of torch behind it.

@@ -108,7 +108,7 @@ def manager_process(runs: Path, run: str, resume: bool, bind: str, ready: Connec
             a run its loop never stands still for long; before, it may solve cuts.
     """
     from zmpsl.checkpoint import held, read_record
-    from zmpsl.manager_loop import ManagerNode
+    from zmpsl.loops.manager import ManagerNode
     from zmpsl.roles.manager import Manager
 
     def work() -> None:
@@ -140,7 +140,7 @@ def manager_process(runs: Path, run: str, resume: bool, bind: str, ready: Connec
 
 def member_process(role: str, runs: Path, run: str, name: str, place: str, endpoint: str) -> None:
     """A compute node, data owner or aggregator; `name` is that of its log, `place` the one it asks for."""
-    from zmpsl.loop import Node
+    from zmpsl.loops.member import Node
 
     def work() -> None:
         node = Node(make_member(role, runs, place), endpoint)
@@ -153,7 +153,7 @@ def member_process(role: str, runs: Path, run: str, name: str, place: str, endpo
 
 def crowd_process(role: str, runs: Path, run: str, name: str, places: tuple[str, ...], endpoint: str) -> None:
     """Compute nodes or data owners that imitate other devices; `name` is that of their log."""
-    from zmpsl.crowd import Crowd
+    from zmpsl.loops.crowd import Crowd
 
     def work() -> None:
         job = load_job(runs / run / "job.yaml")

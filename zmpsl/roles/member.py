@@ -1,6 +1,6 @@
 """What every role but the manager has in common: join, get the plan, build, say ready, stop. No socket in here.
 
-A driver (zmpsl.loop over zmq, zmpsl.launch.memory without) calls `start`, `hear`, `admit`, `handle`, `idle` and
+A driver (zmpsl.loops.member over zmq, zmpsl.launch.memory without) calls `start`, `hear`, `admit`, `handle`, `idle` and
 `tick`, and carries out the actions they give, each before it asks for the next one: so a gradient has left before the
 code behind its `yield` updates the weights.
 """

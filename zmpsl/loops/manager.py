@@ -12,7 +12,7 @@ from msgspec import structs
 from zmpsl.descriptors import Descriptors
 from zmpsl.errors import JobError, JoinError, NetworkError, RemoteProtocolError, ZmpslError, error_for
 from zmpsl.keys import LOOPBACK, Security
-from zmpsl.life import Life, State, complain
+from zmpsl.loops.life import Life, State, complain
 from zmpsl.messages import Join, Ping, Probe, Probed, Refused, ToManager, Unheard
 from zmpsl.roles.actions import Action, Tell
 from zmpsl.roles.manager import Manager
@@ -31,7 +31,7 @@ WATCH_EVERY_S = 0.5
 
 
 class ManagerNode(Life):
-    """The manager in its own loop, on a real socket. Use like `zmpsl.loop.Node`.
+    """The manager in its own loop, on a real socket. Use like `zmpsl.loops.member.Node`.
 
     Args:
         manager: The role.

@@ -22,8 +22,8 @@ import zmq
 
 from zmpsl.errors import RemoteProtocolError, error_for
 from zmpsl.job.emulation import Emulate, NodeClass, OwnerClass
-from zmpsl.life import Life, State, complain
-from zmpsl.loop import Node
+from zmpsl.loops.life import Life, State, complain
+from zmpsl.loops.member import Node
 from zmpsl.roles.actions import Action, Connect, Stop
 from zmpsl.roles.member import PROGRESS_EVERY_S, Member
 from zmpsl.transport.choice import Rate

@@ -21,13 +21,13 @@ from zmpsl.descriptors import Descriptors
 from zmpsl.errors import JoinError, NetworkError, PeerLostError, RemoteProtocolError, ZmpslError, error_for
 from zmpsl.job.network import Network
 from zmpsl.keys import LOOPBACK, Security
-from zmpsl.life import Life, State, complain
-from zmpsl.link_watch import SHAKY_S, LinkWatch
+from zmpsl.loops.life import Life, State, complain
+from zmpsl.loops.link_watch import SHAKY_S, LinkWatch
+from zmpsl.loops.station import Station
 from zmpsl.messages import Accuse, Leave, Publish
 from zmpsl.roles.actions import Action, Connect, Disconnect, Say, Send, Stop
 from zmpsl.roles.member import Member
 from zmpsl.security import MAX_REJECTED, Border
-from zmpsl.station import Station
 from zmpsl.transport.address import check_address
 from zmpsl.transport.control import ControlClient
 from zmpsl.transport.curve import Gate, check_pair

@@ -1,7 +1,7 @@
 """One role at work, without sockets: arrived tasks wait here by urgency, outboxes and credits are kept here.
 
 A driver brings in what arrived (`take`), asks for the next piece of work (`next_work`) and carries out its actions:
-zmpsl.loop with sockets, zmpsl.launch.memory without.
+zmpsl.loops.member with sockets, zmpsl.launch.memory without.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from zmpsl.messages import Accuse
 from zmpsl.plan import AGGREGATOR, node_name, owner_name
 from zmpsl.roles.actions import Action, Connect, Say, Send
 from zmpsl.roles.member import Member
+from zmpsl.security import sender_of
 from zmpsl.stats import LinkStats
 from zmpsl.transport.address import leaves_host
 from zmpsl.transport.damage import DamagedError
@@ -30,7 +31,7 @@ from zmpsl.transport.task import Op, Task
 from zmpsl.transport.tcp_info import Reading
 from zmpsl.transport.wire import HEADER_BYTES, OWNER_SENDER, Header
 
-__all__ = ["URGENCY", "Station", "codec_for", "sender_of"]
+__all__ = ["URGENCY", "Station", "codec_for"]
 
 log = logging.getLogger("zmpsl")
 
@@ -274,10 +275,3 @@ _SENDERS = {OWNER_SENDER: "owner", 0: AGGREGATOR}
 def _kind(place: str) -> str:
     """Names the place without the number of an owner."""
     return "owner" if place.startswith("owner") else place
-
-
-def sender_of(task: Task) -> str:
-    """Gives the place name of who says it sent a task."""
-    if task.sender == OWNER_SENDER:
-        return owner_name(task.owner)
-    return AGGREGATOR if task.sender == 0 else node_name(task.sender - 1)
