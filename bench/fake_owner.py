@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from zmpsl.errors import RemoteProtocolError
-from zmpsl.loops import member as loop
+from zmpsl.loops.member import Node
 from zmpsl.messages import Describe, Described, Evaluated, Ready, Trained
 from zmpsl.plan import AGGREGATOR, Plan, node_name
 from zmpsl.roles import member
@@ -144,10 +144,10 @@ class FakeOwner(Member):
 
 def owners_process(shape: bytes, places: list[str], manager: str) -> None:
     """Runs several owners until the run is over."""
-    loop.IDLE_S = IDLE_S  # type: ignore[misc]
+    Node.idle_s = IDLE_S
     member.Member.progress_every_s = PROGRESS_S
     known = msgspec.msgpack.decode(shape, type=Shape)
-    nodes = [loop.Node(FakeOwner(known, place), manager) for place in places]
+    nodes = [Node(FakeOwner(known, place), manager) for place in places]
     threading.stack_size(1 << 20)
     for node in nodes:
         node.start()

@@ -53,6 +53,7 @@ class PacedNode(Node):
 
     def __init__(self, member: Member, manager: str, context: zmq.Context[zmq.Socket[bytes]], among: int) -> None:
         super().__init__(member, manager, context=context)
+        self.idle_s = 0.0  # the crowd sleeps, never a role
         self.check_every_s = max(Node.check_every_s, among / LOOKS_PER_S)
         member.progress_every_s = max(PROGRESS_EVERY_S, among / WORDS_PER_S)
         member.meter.spend = self._spend
@@ -88,7 +89,7 @@ class PacedNode(Node):
             for link in self._links.values():
                 if isinstance(link, ShapedLink) and link.due is not None and link.due <= time.monotonic():
                     self._flush(link.name)
-            if not (self._turn(0.0) or moved) or self._stop is not None:
+            if not (self._turn() or moved) or self._stop is not None:
                 break
         else:
             return time.monotonic()

@@ -40,9 +40,6 @@ __all__ = ["Node"]
 
 log = logging.getLogger("zmpsl")
 
-IDLE_S = 0.1
-CHECK_EVERY_S = 0.25
-
 ASK = "does the manager's allow-list have it, and is manager.pub from that manager? `zmpsl doctor` looks at both"
 
 
@@ -66,7 +63,7 @@ class Node(Life):
         JobError: An address needs keys, or `security` that says it does without.
     """
 
-    check_every_s = CHECK_EVERY_S
+    idle_s, check_every_s = 0.1, 0.25
 
     def __init__(
         self, member: Member, manager: str, bind: str = "tcp://127.0.0.1:*", advertise: str | None = None,
@@ -151,10 +148,10 @@ class Node(Life):
 
     # -- one turn of the loop -----------------------------------------------------------------------------------------
 
-    def _turn(self, idle_s: float = IDLE_S) -> bool:
+    def _turn(self) -> bool:
         """Tells whether there was anything to do."""
         work = self._guard(self._next_work) if self._troubled_at is None else None
-        timeout_s = idle_s if work is None else 0.0
+        timeout_s = self.idle_s if work is None else 0.0
         if work is None:
             for name in self._station.give_back_credit():
                 self._flush(name)
