@@ -1,14 +1,12 @@
 """Data owners that hold no model: they send tensors of the right shapes over real sockets, for bench/pool.py.
 
 What a compute node sees is a data owner's protocol: activations, gradients, CLOSE. The numbers are small random
-ones. Many owners fit one process, each a thread; torch is not loaded.
+ones. Many owners fit one process, in one thread (`zmpsl.loops.crowd`); torch is not loaded.
 """
 
 from __future__ import annotations
 
 import multiprocessing
-import threading
-import time
 from collections.abc import Iterator
 from functools import cache
 
@@ -17,10 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from zmpsl.errors import RemoteProtocolError
-from zmpsl.loops.member import Node
+from zmpsl.loops.crowd import Crowd
 from zmpsl.messages import Describe, Described, Evaluated, Ready, Trained
 from zmpsl.plan import AGGREGATOR, Plan, node_name
-from zmpsl.roles import member
 from zmpsl.roles.actions import Action, Connect, Say, Send
 from zmpsl.roles.member import Member
 from zmpsl.state import ends_layout
@@ -29,8 +26,9 @@ from zmpsl.transport.wire import OWNER_SENDER
 
 __all__ = ["Shape", "owners_process"]
 
-# Hundreds of owners share two cores with what is measured: they wake up rarely when nothing comes.
-IDLE_S, PROGRESS_S = 5.0, 60.0
+# Hundreds of owners share two cores with what is measured. Each says how far it is, and looks after its connections, as
+# seldom as if it were one of so many.
+AMONG = 3000
 
 
 class Shape(msgspec.Struct, frozen=True):
@@ -92,7 +90,7 @@ class FakeOwner(Member):
 
     def idle(self) -> Iterator[Action]:
         self._fed = True
-        time.sleep(self.shape.think_s)
+        self.meter.spend(self.shape.think_s, 0.0)
         yield Send(node_name(0), self._task(Op.FORWARD, noise(self.shape.activations)))
 
     def handle(self, task: Task) -> Iterator[Action]:
@@ -100,7 +98,7 @@ class FakeOwner(Member):
             self._global = task.round
             self._start()
         elif task.op is Op.FORWARD and task.tensor is not None:
-            time.sleep(self.shape.think_s)
+            self.meter.spend(self.shape.think_s, 0.0)
             yield Send(node_name(self.hops - 1), self._task(Op.BACKWARD, noise(task.tensor.shape)))
         elif task.op is Op.BACKWARD:
             self._batch, self._fed = self._batch + 1, False
@@ -144,15 +142,8 @@ class FakeOwner(Member):
 
 def owners_process(shape: bytes, places: list[str], manager: str) -> None:
     """Runs several owners until the run is over."""
-    Node.idle_s = IDLE_S
-    member.Member.progress_every_s = PROGRESS_S
     known = msgspec.msgpack.decode(shape, type=Shape)
-    nodes = [Node(FakeOwner(known, place), manager) for place in places]
-    threading.stack_size(1 << 20)
-    for node in nodes:
-        node.start()
-    for node in nodes:
-        node.drain()
+    Crowd([FakeOwner(known, place) for place in places], manager, AMONG).run()
 
 
 def start_owners(shape: Shape, owners: int, processes: int, manager: str) -> list[multiprocessing.process.BaseProcess]:

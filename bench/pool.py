@@ -48,7 +48,7 @@ from zmpsl.launch.process import make_member
 from zmpsl.loops.manager import ManagerNode
 from zmpsl.loops.member import Node
 from zmpsl.messages import Described
-from zmpsl.observe.events import Event, RoundEvent
+from zmpsl.observe.events import Event, ProgressEvent, RoundEvent
 from zmpsl.plan import AGGREGATOR, check_cuts, node_name
 from zmpsl.pool.account import PartMemory, part_memory
 from zmpsl.pool.budget import parse_memory, readable
@@ -68,6 +68,7 @@ KINDS = {
 }
 # What a node's process takes beside parts and replicas, with some to spare: interpreter, torch, receive buffers.
 PROCESS_BYTES = 448 << 20
+TELL_EVERY_S = 60
 
 
 def job_of(model: str, cuts: list[int], owners: int, batch: int, rounds: int, in_flight: int | None = None) -> Job:
@@ -179,10 +180,17 @@ def start_nodes(
 def measure(job: Job, described: Described, shape: tuple[int, ...], budgets: list[int], opts: Any) -> dict[str, Any]:
     """One run; gives memory and throughput."""
     rounds: list[RoundEvent] = []
+    told = time.monotonic()
 
     def listen(event: Event) -> None:
+        nonlocal told
         if isinstance(event, RoundEvent):
             rounds.append(event)
+        elif isinstance(event, ProgressEvent) and time.monotonic() - told > TELL_EVERY_S:
+            told = time.monotonic()
+            click.echo(
+                f"round {event.round + 1}, {event.phase}: {event.batches} of {event.batches_total} batches", err=True
+            )
 
     role = Manager(None, job, "pool")
     role.board.listeners.append(listen)
