@@ -39,6 +39,8 @@ typedef struct zc_isa {
     size_t (*topk)(const uint8_t *src, size_t n, double share, uint8_t *dst);
     /* Mean of the squares; values that are not finite count as 0. */
     double (*mean_square)(const uint8_t *src, size_t n);
+    /* Adds weight * value to the float64 beside it and writes what rounding left out; whether any of that is not 0. */
+    int (*add)(const uint8_t *src, size_t n, double weight, uint8_t *sums, uint8_t *rests);
     /* One bit per value, set where any of its 32 bits is: (n + 7) / 8 bytes, first value in the lowest bit. */
     void (*mask)(const uint8_t *src, size_t n, uint8_t *dst);
     /* Number of bits set among the first n; -1 where a bit beyond them is set. */

@@ -23,12 +23,13 @@ typedef struct buffers {
     Py_buffer src;
     Py_buffer mask;
     Py_buffer dst;
+    Py_buffer rest;
 } buffers;
 
 static PyObject *finish(buffers *b, PyObject *result)
 {
-    Py_buffer *all[] = {&b->src, &b->mask, &b->dst};
-    for (size_t i = 0; i < 3; i++) {
+    Py_buffer *all[] = {&b->src, &b->mask, &b->dst, &b->rest};
+    for (size_t i = 0; i < sizeof all / sizeof all[0]; i++) {
         if (all[i]->obj != NULL) {
             PyBuffer_Release(all[i]);
         }
@@ -216,6 +217,33 @@ static PyObject *mean_square(PyObject *module, PyObject *args)
     return finish(&b, PyFloat_FromDouble(result));
 }
 
+static PyObject *add_into(PyObject *module, PyObject *args)
+{
+    buffers b = {0};
+    double weight;
+    int left;
+    if (!PyArg_ParseTuple(args, "y*dw*w*", &b.src, &weight, &b.dst, &b.rest) || !whole("source", b.src.len, 4)) {
+        return finish(&b, NULL);
+    }
+    size_t n = (size_t)b.src.len / 4;
+    if ((size_t)b.dst.len != 8 * n || (size_t)b.rest.len != 8 * n) {
+        PyErr_Format(PyExc_ValueError, "%zu values need %zu bytes of sums and of rests, not %zd and %zd", n, 8 * n,
+                     b.dst.len, b.rest.len);
+        return finish(&b, NULL);
+    }
+    if (!room(&b, 0) || overlap(&b.rest, &b.src) || overlap(&b.rest, &b.dst)) {
+        if (!PyErr_Occurred()) {
+            PyErr_SetString(PyExc_ValueError, "the rests overlap the source or the sums");
+        }
+        return finish(&b, NULL);
+    }
+    const zc_isa *isa = isa_of(module);
+    Py_BEGIN_ALLOW_THREADS
+    left = isa->add(b.src.buf, n, weight, b.dst.buf, b.rest.buf);
+    Py_END_ALLOW_THREADS
+    return finish(&b, PyBool_FromLong(left));
+}
+
 static PyObject *mask_into(PyObject *module, PyObject *args)
 {
     buffers b = {0};
@@ -304,6 +332,7 @@ static PyMethodDef methods[] = {
     METHODS(qz),
     {"topk_encode_into", topk_encode_into, METH_VARARGS, NULL},
     {"mean_square", mean_square, METH_VARARGS, NULL},
+    {"add_into", add_into, METH_VARARGS, NULL},
     {"mask_into", mask_into, METH_VARARGS, NULL},
     {"pack_into", pack_into, METH_VARARGS, NULL},
     {"unpack_into", unpack_into, METH_VARARGS, NULL},

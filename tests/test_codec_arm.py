@@ -107,6 +107,12 @@ def test_golden_digests_and_decoded_values(
                 expected = values.copy()
                 twin.formats[name].decode_into(encoding, expected)
                 assert canonical(np.frombuffer(decoded, np.float32)) == canonical(expected), (isa, name)
+            sums, rests = np.zeros(SIZE), np.zeros(SIZE)
+            twin.add_into(values, 5, sums, rests.copy())
+            twin.add_into(values[1:], 7, sums[:-1], rests[:-1])
+            found = np.frombuffer(data[: 16 * SIZE], np.float64)
+            data = data[16 * SIZE :]
+            np.testing.assert_array_equal(found, np.concatenate([sums, rests]), isa)
         assert not data
         assert {name: digest.hexdigest() for name, digest in digests.items()} == golden, isa
 

@@ -23,6 +23,8 @@ from numpy.typing import NDArray
 
 from zmpsl.errors import JobError, TrainingError
 from zmpsl.job.schema import Optimizer
+from zmpsl.kernels import KERNELS
+from zmpsl.kernels.sums import two_sum
 from zmpsl.plan import Block
 
 __all__ = [
@@ -170,7 +172,6 @@ class Average:
         sizes = [segment.nbytes // np.dtype(segment.dtype).itemsize for segment in self._floats]
         self._starts = [sum(sizes[:index]) for index in range(len(sizes))]
         self._sum = ExactSum(sum(sizes))
-        self._scratch = np.empty(STEP)
         self._integers = np.zeros(layout.nbytes, np.uint8) if self._others else None
         self._lowest: int | None = None
         self.weight = 0
@@ -192,11 +193,7 @@ class Average:
         for segment, start in zip(self._floats, self._starts, strict=True):
             values = flat[segment.offset : segment.offset + segment.nbytes].view(segment.dtype)
             for low in range(0, values.size, STEP):
-                piece = values[low : low + STEP]
-                term = self._scratch[: piece.size]
-                with np.errstate(over="ignore"):  # is found when the mean is written
-                    np.multiply(piece, weight, out=term, dtype=np.float64)
-                self._sum.add(start + low, term)
+                self._sum.add(start + low, values[low : low + STEP], weight)
         if self._integers is not None and (self._lowest is None or owner < self._lowest):
             self._lowest = owner
             for segment in self._others:
@@ -236,8 +233,7 @@ class ExactSum:
 
     def __init__(self, size: int) -> None:
         self._levels = np.zeros(size), np.zeros(size)
-        # Arrays made anew for each step would cost more than the sums: some allocators give them back every time.
-        self._scratch = np.empty(STEP), np.empty(STEP), np.empty(STEP)
+        self._rest = np.empty(STEP)
         self._left: dict[int, list[tuple[NDArray[np.intp], NDArray[np.float64]]]] = {}  # by element // STEP
 
     def reset(self) -> None:
@@ -246,21 +242,24 @@ class ExactSum:
         for level in self._levels:
             level.fill(0)
 
-    def add(self, start: int, term: NDArray[np.float64]) -> None:
-        """Adds at most STEP terms to the elements from `start` on; `term` is overwritten.
+    def add(self, start: int, values: NDArray[np.floating], weight: int) -> None:
+        """Adds a weight times at most STEP values to the elements from `start` on.
 
         What is not finite makes the sum not finite.
         """
-        here = slice(start, start + term.size)
-        with np.errstate(all="ignore"):
-            for level in self._levels:
-                self._two_sum(level[here], term)
-                if not term.any():
-                    return
-            found = np.flatnonzero((term != 0) & np.isfinite(term))
+        rest = self._rest[: values.size]
+        first, second = (level[start : start + values.size] for level in self._levels)
+        if values.dtype != np.float32:
+            with np.errstate(over="ignore"):  # is found when the mean is written
+                np.multiply(values, weight, out=rest, dtype=np.float64)
+            two_sum(first, rest)
+        elif not KERNELS.add_into(values, weight, first, rest):
+            return
+        two_sum(second, rest)
+        found = np.flatnonzero((rest != 0) & np.isfinite(rest))
         for step in np.unique((found + start) // STEP):
             mine = found[(found + start) // STEP == step]
-            self._left.setdefault(int(step), []).append((mine + start, term[mine]))
+            self._left.setdefault(int(step), []).append((mine + start, rest[mine]))
 
     def rounded(self, start: int, stop: int) -> NDArray[np.float64]:
         """Gives the sums of elements [start, stop), each rounded once to the nearest float64."""
@@ -274,17 +273,3 @@ class ExactSum:
             if start <= index < stop and np.isfinite(total[index - start]):
                 total[index - start] = math.fsum([*(float(level[index]) for level in self._levels), *rests])
         return total
-
-    def _two_sum(self, sums: NDArray[np.float64], term: NDArray[np.float64]) -> None:
-        """Adds `term` to `sums` in place and leaves in `term`, exactly, what rounding left out.
-
-        With t = sums + term and b = t - sums, that is (sums - (t - b)) + (term - b).
-        """
-        total, back, rest = (scratch[: term.size] for scratch in self._scratch)
-        np.add(sums, term, out=total)
-        np.subtract(total, sums, out=back)
-        np.subtract(total, back, out=rest)
-        np.subtract(sums, rest, out=rest)
-        np.subtract(term, back, out=term)
-        np.add(rest, term, out=term)
-        sums[:] = total

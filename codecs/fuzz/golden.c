@@ -3,12 +3,15 @@
  *     golden SET STEP < tensors > results
  *
  * A tensor is its number of float32 values (uint32) and the values. For each tensor and codec come a status (int32), the
- * encoding's size (uint32), the encoding, and the decoded values. All integers are little-endian, like the machines.
+ * encoding's size (uint32), the encoding, and the decoded values; after the codecs, exact sums (float64) of 5 times the
+ * values and 7 times those one place further on, and what rounding left out of the latter. All integers are
+ * little-endian, like the machines.
  */
 #include "../codecs.h"
 
 #include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
 
 static void *room(size_t size)
 {
@@ -42,6 +45,20 @@ static void one_codec(const zc_isa *isa, enum zc_codec_id id, const uint8_t *val
     free(decoded);
 }
 
+static void exact_sums(const zc_isa *isa, const uint8_t *values, size_t n)
+{
+    uint8_t *sums = room(8 * n);
+    uint8_t *rests = room(8 * n);
+    memset(sums, 0, 8 * n);
+    isa->add(values, n, 5, sums, rests);
+    memset(rests, 0, 8 * n);
+    isa->add(values + 4, n - 1, 7, sums, rests);
+    put(sums, 8 * n);
+    put(rests, 8 * n);
+    free(sums);
+    free(rests);
+}
+
 int main(int argc, char **argv)
 {
     const zc_isa *isa = argc == 3 ? zc_pick(argv[1]) : NULL;
@@ -59,6 +76,7 @@ int main(int argc, char **argv)
         for (int id = 0; id < ZC_CODECS; id++) {
             one_codec(isa, (enum zc_codec_id)id, values, nbytes, strtof(argv[2], NULL));
         }
+        exact_sums(isa, values, n);
         free(values);
     }
     return 0;

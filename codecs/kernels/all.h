@@ -5,6 +5,7 @@
 #include "bitmap.h"
 #include "blockwise.h"
 #include "bytes.h"
+#include "sums.h"
 /* these stand on bf16, bitmap and bytes */
 #include "floats.h"
 #include "qz.h"
@@ -18,6 +19,7 @@ const zc_isa ZC_ISA_SYMBOL = {
                qz_decode},
     .topk = topk_encode,
     .mean_square = mean_square,
+    .add = add_exactly,
     .mask = mask_of,
     .count = zc_count_mask,
     .pack = pack_masked,

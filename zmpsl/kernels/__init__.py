@@ -48,6 +48,8 @@ class Kernels:
         isa: `numpy`, `portable`, `avx2`, `avx512` or `neon`.
         formats: By name.
         mean_square: Mean of the squares of float32 values; values that are not finite count as 0.
+        add_into: (float32 source, weight, float64 sums, float64 rests): adds source times weight to the sums and writes
+            what rounding left out; tells whether any of that is not 0.
         mask_into: (source, destination): one bit per value, set where it is not 0, the first in the lowest bit.
         pack_into: (source, mask, destination): the values under the mask, in order.
         unpack_into: (source, mask, destination): the reverse, zeros elsewhere.
@@ -57,6 +59,7 @@ class Kernels:
     isa: str
     formats: dict[str, Kernel]
     mean_square: Callable[[Buffer], float]
+    add_into: Callable[[Buffer, float, Buffer, Buffer], bool]
     mask_into: Callable[[Buffer, Buffer], int]
     pack_into: Callable[[Buffer, Buffer, Buffer], int]
     unpack_into: Callable[[Buffer, Buffer, Buffer], int]
@@ -83,9 +86,8 @@ def gather(module: ModuleType) -> Kernels:
         name: Kernel(name, *(getattr(module, f"{name}_{end}") for end in ("encode_into", "decode_into", "bound")))
         for name in NAMES
     }
-    return Kernels(
-        module.ISA, formats, module.mean_square, module.mask_into, module.pack_into, module.unpack_into, module
-    )
+    others = (module.mean_square, module.add_into, module.mask_into, module.pack_into, module.unpack_into)
+    return Kernels(module.ISA, formats, *others, module)
 
 
 def _load() -> ModuleType:

@@ -43,9 +43,10 @@ from zmpsl.kernels.plain import (
 )
 from zmpsl.kernels.planes import BLOCK, Reader, encode_plane
 from zmpsl.kernels.signs import decode_signs, encode_signs
+from zmpsl.kernels.sums import add_into
 
 __all__ = [
-    "ISA", "bf16_bound", "bf16_decode_into", "bf16_encode_into", "bf16_huff_bound", "bf16_huff_decode_into",
+    "ISA", "add_into", "bf16_bound", "bf16_decode_into", "bf16_encode_into", "bf16_huff_bound", "bf16_huff_decode_into",
     "bf16_huff_encode_into", "bitmap_bound", "bitmap_decode_into", "bitmap_encode_into", "bytes_bound",
     "bytes_decode_into", "bytes_encode_into", "huff_bound", "huff_decode_into", "huff_encode_into", "int4_bound",
     "int4_decode_into", "int4_encode_into", "int8_bound", "int8_decode_into", "int8_encode_into", "mask_into",
