@@ -180,6 +180,17 @@ class TestTables:
         kinds = [getattr(errors, name) for name in errors.__all__ if name != "error_for"]
         assert listed == {0, 130, *(kind.exit_code for kind in kinds)}
 
+    def test_rooms(self) -> None:
+        """Every room and module of the package has its row for newcomers, and no row is of one that has moved."""
+        text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+        listed = [
+            name for row in rows(text, "How the code hangs together", 2) for name in re.findall(r"`([^`]+)`", row[0])
+        ]
+        package = [path for path in (ROOT / "zmpsl").iterdir() if not path.name.startswith(("_", "."))]
+        there = [f"{path.name}/" for path in package if path.is_dir()]
+        there += [path.name for path in package if path.suffix == ".py"]
+        assert sorted(listed) == sorted(there)
+
     def test_randomness(self) -> None:
         concepts = (ROOT / "docs" / "concepts.md").read_text(encoding="utf-8")
         listed = {name for row in rows(concepts, "Randomness", 3) for name in names(row[0])}
