@@ -8,7 +8,7 @@ run: $(STAMP)
 	.venv/bin/zmpsl run
 
 test: $(STAMP) lint
-	.venv/bin/python -m pytest
+	.venv/bin/python -m pytest -n 2 --dist loadfile
 
 lint: $(STAMP)
 	.venv/bin/ruff check .
