@@ -52,7 +52,9 @@ static void exact_sums(const zc_isa *isa, const uint8_t *values, size_t n)
     memset(sums, 0, 8 * n);
     isa->add(values, n, 5, sums, rests);
     memset(rests, 0, 8 * n);
-    isa->add(values + 4, n - 1, 7, sums, rests);
+    if (n > 0) {
+        isa->add(values + 4, n - 1, 7, sums, rests);
+    }
     put(sums, 8 * n);
     put(rests, 8 * n);
     free(sums);
