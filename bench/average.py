@@ -19,8 +19,8 @@ import torch
 from report import machine, table
 
 from zmpsl.kernels import KERNELS, Kernels, gather, twins
+from zmpsl.state import STEP
 
-STEP = 1 << 15
 WEIGHT = 500
 MOVED = 20  # bytes per parameter: a float32 is read, a float64 is read and written
 

@@ -23,14 +23,6 @@ EXACT = ("bitmap", "bytes", "huff")
 FLOATS = [name for name in NAMES if name != "bytes"]
 
 
-@pytest.fixture(params=ALL)
-def kernels(request: pytest.FixtureRequest) -> Kernels:
-    found = ALL[request.param]
-    if found is None:
-        pytest.skip(f"the {request.param} kernels are not built or cannot run on this processor")
-    return found
-
-
 SIZES = (0, 1, 2, 3, 7, 8, 9, 63, 64, 65, 255, 256, 257, 2047, 2049, 65535, 65536, 65537, 150001)
 
 

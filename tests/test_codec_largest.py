@@ -4,17 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from codec_cases import ALL, NATIVE, TWIN, bell, decode, samples
+from codec_cases import NATIVE, TWIN, bell, decode, samples
 
 from zmpsl.kernels import Kernels
-
-
-@pytest.fixture(params=ALL)
-def kernels(request: pytest.FixtureRequest) -> Kernels:
-    found = ALL[request.param]
-    if found is None:
-        pytest.skip(f"the {request.param} kernels are not built or cannot run on this processor")
-    return found
 
 
 @pytest.mark.parametrize("share", [1e-4, 0.01, 0.1, 0.5, 1.0])

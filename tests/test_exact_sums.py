@@ -17,14 +17,6 @@ finite = st.floats(width=32, allow_nan=False, allow_infinity=False)
 weights = st.integers(1, 2**29 - 1)
 
 
-@pytest.fixture(params=ALL)
-def kernels(request: pytest.FixtureRequest) -> Kernels:
-    found = ALL[request.param]
-    if found is None:
-        pytest.skip(f"the {request.param} kernels are not built or cannot run on this processor")
-    return found
-
-
 @settings(max_examples=200, deadline=None)
 @given(st.lists(st.tuples(finite, st.floats(-1e60, 1e60)), min_size=1, max_size=40), weights)
 def test_sum_and_rest_are_exact(pairs: list[tuple[float, float]], weight: int) -> None:
