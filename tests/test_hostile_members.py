@@ -9,7 +9,8 @@ import pytest
 import torch
 import zmq
 from helpers import TINY, ThreadedRun, job, wait_for
-from test_hostile_bytes import parts_of, siege, task_for, wire
+from siege import siege
+from test_hostile_bytes import parts_of, task_for, wire
 
 from zmpsl import messages as control
 from zmpsl.engine.build import build_blocks, summarise, trace

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import zmq
 from helpers import job, wait_for
+from siege import undisturbed
 from test_curve import ENDLESS, MEMBERS, SMALL, Site, error_of, forward, site, stranger  # noqa: F401 (a fixture)
-from test_hostile_bytes import undisturbed
 from test_keys import done, zmpsl
 
 from zmpsl.errors import JobError, JoinError

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 import zmq
 from helpers import TINY, job, wait_for
-from test_hostile_bytes import SMALL, parts_of, siege, task_for, undisturbed, wire
+from siege import SMALL, siege, undisturbed
+from test_hostile_bytes import parts_of, task_for, wire
 from test_station import OneTask
 
 from zmpsl.errors import JoinError, RemoteProtocolError
