@@ -100,7 +100,7 @@ def run(folder: Path, memory: int, command: tuple[str, ...], timeout_s: float) -
     return int(answer.read_text())
 
 
-@click.command(context_settings={"ignore_unknown_options": True})
+@click.command(context_settings={"allow_interspersed_args": False})
 @click.option("--memory", default="2GiB", show_default=True, help="The guest's, which this host must have.")
 @click.option("--timeout-s", default=3600, show_default=True, help="Then the guest is ended.")
 @click.argument("command", nargs=-1, type=click.UNPROCESSED, required=True)

@@ -7,9 +7,11 @@ import sys
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "bench"))
+import guest  # noqa: E402
 from guest import why_not  # noqa: E402
 
 MEMORY = 256 << 20
@@ -44,3 +46,12 @@ def test_it_says_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("guest.shutil.which", lambda name: f"/usr/bin/{name}")
     assert "sysctl -w vm.max_map_count=268435456" in why_not(1 << 40)
     assert why_not(0) == ""
+
+
+def test_options_after_the_command_are_the_commands_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The guest took a bench's --timeout-s for its own: the bench ended early, though it had been given longer."""
+    asked: list[tuple[tuple[str, ...], float]] = []
+    monkeypatch.setattr(guest, "why_not", lambda _memory: "")
+    monkeypatch.setattr(guest, "run", lambda _folder, _memory, *rest: asked.append(rest) or 0)
+    CliRunner().invoke(guest.main, ["--timeout-s", "9", "python", "bench/pool.py", "--timeout-s", "7", "--json", "x"])
+    assert asked == [(("python", "bench/pool.py", "--timeout-s", "7", "--json", "x"), 9)]
