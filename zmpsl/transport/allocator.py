@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+from pathlib import Path
 
 __all__ = ["give_back_freed_memory", "keep_freed_memory", "use_huge_pages"]
 
@@ -16,6 +17,7 @@ M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 KEEP_BYTES = 64 << 20
 # The largest that glibc takes. Both must be set: one alone stops glibc from raising the other.
 MMAP_FROM_BYTES = 32 << 20
+HUGE_PAGES = Path("/sys/kernel/mm/transparent_hugepage")  # not in every kernel
 
 
 def keep_freed_memory() -> bool:
@@ -30,9 +32,11 @@ def use_huge_pages() -> None:
     """Asks torch to get large tensors in huge pages, where the system has them; before anything imports torch.
 
     Every backward makes gradients anew. Those of one layer of 4096 x 25088 are 100,000 page faults of 4 KiB, which take
-    longer than the sums in them; of 2 MiB they are 200. NumPy asks for the same by itself.
+    longer than the sums in them; of 2 MiB they are 200. NumPy asks for the same by itself. A kernel without any
+    refuses, and torch warns of that in every process.
     """
-    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
+    if HUGE_PAGES.exists():
+        os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
 
 
 def give_back_freed_memory() -> None:
