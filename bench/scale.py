@@ -45,8 +45,9 @@ from zmpsl.job.emulate import emulated
 from zmpsl.launch.local import run
 from zmpsl.observe.events import Event, PlanEvent, ProgressEvent, RoundEvent
 from zmpsl.plan import fingerprint, node_name
-from zmpsl.planner.cost import PartTime, splitnn_time
+from zmpsl.planner.cost import splitnn_time
 from zmpsl.planner.measured import chain_of, owners_of, transfers_of
+from zmpsl.planner.terms import PartTime
 from zmpsl.profiles import BlockProfile, Profile, Timing, read_profile, write_profile
 from zmpsl.roles.planning import measured_of
 

@@ -12,20 +12,10 @@ import pytest
 from msgspec.structs import replace
 
 from zmpsl.errors import JobError
-from zmpsl.planner.cost import (
-    Aggregator,
-    Chain,
-    Owners,
-    PartTime,
-    Transfers,
-    aggregation_time,
-    fedavg_time,
-    pace,
-    paper_time,
-    splitnn_time,
-)
+from zmpsl.planner.cost import aggregation_time, fedavg_time, pace, paper_time, splitnn_time
 from zmpsl.planner.problem import BlockCost, NodeLink, NodeSpec, Problem
 from zmpsl.planner.solver import solve
+from zmpsl.planner.terms import Aggregator, Chain, Owners, PartTime, Transfers
 
 NOTHING = PartTime(0.0, 0.0)
 FAST = NodeLink(1e9)

@@ -10,9 +10,9 @@ import pytest
 from msgspec.structs import replace
 
 from zmpsl.errors import JobError
-from zmpsl.planner.cost import Owners, PartTime
 from zmpsl.planner.epsl import Epsl, epsl_time
 from zmpsl.planner.problem import NodeLink
+from zmpsl.planner.terms import Owners, PartTime
 
 OWNERS = Owners(3, PartTime(1.0, 2.0, 0.5), PartTime(99.0, 99.0), (NodeLink(10.0), NodeLink(5.0), NodeLink(20.0)))
 ROUND = Epsl(PartTime(2.0, 4.0, 0.25), 1.0, 10, 0.4, smashed_bytes=2.0, gradient_bytes=1.0)

@@ -11,9 +11,10 @@ from msgspec.structs import replace
 from test_cost import CHAIN, NOTHING, OWNERS, TRANSFERS
 
 from zmpsl.errors import JobError
-from zmpsl.planner.cost import Aggregator, Chain, Owners, PartTime, Transfers, paper_time
+from zmpsl.planner.cost import paper_time
 from zmpsl.planner.lanes import Lane, allocate, horizontal_time, hybrid_time
 from zmpsl.planner.problem import NodeLink
+from zmpsl.planner.terms import Aggregator, Chain, Owners, PartTime, Transfers
 
 
 def node(seconds: float, memory_bytes: float | None = None) -> Lane:

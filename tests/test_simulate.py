@@ -12,9 +12,10 @@ from msgspec.structs import replace
 from test_cost import CHAIN, FAST, NOTHING, OWNERS, TRANSFERS, Published
 
 from zmpsl.errors import JobError
-from zmpsl.planner.cost import Chain, Owners, PartTime, Transfers, pace, paper_time
+from zmpsl.planner.cost import pace, paper_time
 from zmpsl.planner.problem import NodeLink
 from zmpsl.planner.simulate import simulate
+from zmpsl.planner.terms import Chain, Owners, PartTime, Transfers
 
 ALONE = replace(OWNERS, count=1)
 EMPTY = Transfers((0.0, 0.0), (0.0, 0.0))

@@ -10,9 +10,10 @@ from report import table
 
 from mpsl.page import Check, Group, Panel, Plot, Section, Series
 from mpsl.published import BATCHES, COUNTS, LOCAL_EPOCHS, MODELS, SENDS, SLOW, VGG_OWNER_BYTES, Cuts, Published
-from zmpsl.planner.cost import Chain, Owners, PartTime, paper_time, transfer_s
+from zmpsl.planner.cost import paper_time
 from zmpsl.planner.problem import NodeLink
 from zmpsl.planner.simulate import simulate
+from zmpsl.planner.terms import Chain, Owners, PartTime, transfer_s
 
 __all__ = ["figure_9"]
 

@@ -15,11 +15,12 @@ from mpsl.page import Check, Group, Panel, Plot, Section, Series, percent
 from mpsl.published import BATCHES, BETWEEN, LOCAL_EPOCHS, MODELS, Cuts, Published, total
 from mpsl.splits import cuts_of
 from zmpsl.errors import JobError
-from zmpsl.planner.cost import Chain, PartTime, paper_time
+from zmpsl.planner.cost import paper_time
 from zmpsl.planner.lanes import Lane, allocate, horizontal_time
 from zmpsl.planner.problem import NodeSpec
 from zmpsl.planner.simulate import simulate
 from zmpsl.planner.solver import solve
+from zmpsl.planner.terms import Chain, PartTime
 
 __all__ = ["figure_14"]
 

@@ -7,8 +7,9 @@ from report import table
 
 from mpsl.page import Check, Group, Panel, Plot, Section, Series, percent
 from mpsl.published import SENDS, SLOW, Published
-from zmpsl.planner.cost import Chain, Owners, PartTime, Transfers, pace, paper_time
+from zmpsl.planner.cost import pace, paper_time
 from zmpsl.planner.simulate import simulate
+from zmpsl.planner.terms import Chain, Owners, PartTime, Transfers
 
 __all__ = ["equation_3", "equation_4", "figure_10"]
 

@@ -9,8 +9,8 @@ from functools import cache
 from itertools import pairwise
 from pathlib import Path
 
-from zmpsl.planner.cost import Aggregator, Chain, Owners, PartTime, Transfers
 from zmpsl.planner.problem import BlockCost, NodeLink, NodeSpec, Objective, Problem
+from zmpsl.planner.terms import Aggregator, Chain, Owners, PartTime, Transfers
 
 __all__ = [
     "BATCHES", "BETWEEN", "COUNTS", "KIB", "LOCAL_EPOCHS", "MIB", "MODELS", "SENDS", "SLOW", "VGG_OWNER_BYTES", "Cuts",

@@ -9,9 +9,10 @@ from report import table
 
 from mpsl.page import Check, Group, Panel, Plot, Section, Series
 from mpsl.published import MODELS, SENDS, SLOW, VGG_OWNER_BYTES, Cuts, Published
-from zmpsl.planner.cost import Aggregator, Owners, PartTime, aggregation_time, pace, splitnn_time
+from zmpsl.planner.cost import aggregation_time, pace, splitnn_time
 from zmpsl.planner.problem import NodeLink
 from zmpsl.planner.simulate import simulate
+from zmpsl.planner.terms import Aggregator, Owners, PartTime
 
 __all__ = ["figure_13a", "figure_13b"]
 

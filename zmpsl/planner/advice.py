@@ -10,17 +10,7 @@ from msgspec import Struct
 
 from zmpsl.errors import JobError
 from zmpsl.plan import micro_samples
-from zmpsl.planner.cost import (
-    Chain,
-    Owners,
-    PaperTime,
-    PartTime,
-    Transfers,
-    aggregation_time,
-    paper_time,
-    splitnn_time,
-    transfer_s,
-)
+from zmpsl.planner.cost import PaperTime, aggregation_time, paper_time, splitnn_time
 from zmpsl.planner.handling import handled
 from zmpsl.planner.lanes import Lane, allocate
 from zmpsl.planner.manual import even_split, greedy_split
@@ -31,6 +21,7 @@ from zmpsl.planner.problem import BlockCost, NodeSpec, Problem
 from zmpsl.planner.simulate import simulate
 from zmpsl.planner.solution import Infeasible, Solution, exposed
 from zmpsl.planner.solver import Backend, solve
+from zmpsl.planner.terms import Chain, Owners, PartTime, Transfers, transfer_s
 from zmpsl.profiles import Profile
 
 __all__ = ["Advice", "Alternative", "Held", "Hop", "Memory", "advise", "bounds_of", "micro_problem"]

@@ -10,8 +10,8 @@ import math
 from msgspec import Struct
 
 from zmpsl.errors import JobError
-from zmpsl.planner.cost import Owners, PartTime, at_least_zero, check_link, check_part, transfer_s
 from zmpsl.planner.problem import NodeLink
+from zmpsl.planner.terms import Owners, PartTime, at_least_zero, check_link, check_part, transfer_s
 
 __all__ = ["Epsl", "EpslTime", "epsl_time"]
 

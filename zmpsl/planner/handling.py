@@ -15,9 +15,9 @@ from typing import NamedTuple
 
 import msgspec
 
-from zmpsl.planner.cost import Chain, Owners, PartTime, Transfers
 from zmpsl.planner.learned import Packing
 from zmpsl.planner.measured import LOOPBACK, Measured, packings_of
+from zmpsl.planner.terms import Chain, Owners, PartTime, Transfers
 from zmpsl.profiles import MessageCost
 
 __all__ = ["handled", "message_work_s"]

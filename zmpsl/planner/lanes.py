@@ -12,19 +12,9 @@ from collections.abc import Sequence
 from msgspec import Struct
 
 from zmpsl.errors import JobError
-from zmpsl.planner.cost import (
-    Aggregator,
-    Chain,
-    Owners,
-    Transfers,
-    aggregation_time,
-    at_least_zero,
-    check_fit,
-    check_link,
-    paper_time,
-    transfer_s,
-)  # fmt: skip
+from zmpsl.planner.cost import aggregation_time, paper_time
 from zmpsl.planner.problem import NodeLink
+from zmpsl.planner.terms import Aggregator, Chain, Owners, Transfers, at_least_zero, check_fit, check_link, transfer_s
 
 __all__ = ["Lane", "ParallelTime", "allocate", "horizontal_time", "hybrid_time"]
 

@@ -18,9 +18,9 @@ from zmpsl.errors import JobError
 from zmpsl.job.emulation import NodeClass, OwnerClass, PartSeconds
 from zmpsl.job.schema import Job
 from zmpsl.plan import held_by_nodes, micro_samples, node_name, owner_name
-from zmpsl.planner.cost import Chain, Owners, PartTime, Transfers
 from zmpsl.planner.learned import Packing
 from zmpsl.planner.problem import BlockCost, BlockTime, CutCost, NodeLink, NodeSpec, Problem
+from zmpsl.planner.terms import Chain, Owners, PartTime, Transfers
 from zmpsl.profiles import BlockProfile, Profile, check_profile, optimizer_name, require
 
 __all__ = [

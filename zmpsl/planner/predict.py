@@ -12,10 +12,11 @@ from collections.abc import Mapping, Sequence
 
 from msgspec import Struct
 
-from zmpsl.planner.cost import Chain, Owners, Transfers, pace, transfer_s
+from zmpsl.planner.cost import pace
 from zmpsl.planner.handling import handled, message_work_s
 from zmpsl.planner.measured import Measured, chain_of, own_s, owners_of, transfers_of
 from zmpsl.planner.simulate import simulate
+from zmpsl.planner.terms import Chain, Owners, Transfers, transfer_s
 
 __all__ = ["Prediction", "owners_to_fill", "predict"]
 

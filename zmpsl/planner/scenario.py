@@ -17,11 +17,12 @@ from zmpsl.job.emulate import read_scenario
 from zmpsl.job.emulation import Emulate, NodeClass, Scenario
 from zmpsl.job.load import parse_job
 from zmpsl.job.schema import Job
-from zmpsl.planner.cost import Chain, Owners, Transfers, aggregation_time, pace, paper_time
+from zmpsl.planner.cost import aggregation_time, pace, paper_time
 from zmpsl.planner.measured import Measured, MeasuredNode, chain_of, link_of, owners_of, problem_of, transfers_of
 from zmpsl.planner.simulate import simulate
 from zmpsl.planner.solution import Infeasible
 from zmpsl.planner.solver import solve
+from zmpsl.planner.terms import Chain, Owners, Transfers
 from zmpsl.profiles import Profile, read_profile
 
 __all__ = ["Choice", "choices", "load_scenario", "pareto"]

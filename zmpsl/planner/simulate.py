@@ -20,8 +20,8 @@ from typing import TYPE_CHECKING
 from msgspec import Struct
 
 from zmpsl.errors import JobError
-from zmpsl.planner.cost import Chain, Owner, Owners, Transfers, check_fit
 from zmpsl.planner.problem import NodeLink
+from zmpsl.planner.terms import Chain, Owner, Owners, Transfers, check_fit
 
 if TYPE_CHECKING:
     import simpy
