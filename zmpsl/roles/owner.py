@@ -14,23 +14,21 @@ import secrets
 from collections.abc import Iterator
 from pathlib import Path
 
-import msgspec
 import numpy as np
 import torch
 
-from zmpsl.data import OwnerData, Split, load, owner_data
 from zmpsl.engine.batches import Batch, Evaluation, Tally, count_batches, training_batches
 from zmpsl.engine.build import check_model, summarise, trace
 from zmpsl.engine.compute import to_array, to_tensor
 from zmpsl.engine.footprint import model_footprints
 from zmpsl.engine.owner import OwnerEngine, SharedEnds
-from zmpsl.errors import DataError, RemoteProtocolError
-from zmpsl.job.schema import Data, Job
+from zmpsl.errors import RemoteProtocolError
 from zmpsl.masking import Masker
 from zmpsl.messages import Describe, Described, Evaluated, MaskKeys, Measure, Progress, Ready, Trained
 from zmpsl.plan import AGGREGATOR, Activation, Plan, held_by_nodes, micro_samples, node_name
 from zmpsl.roles.actions import Action, Connect, Say, Send
 from zmpsl.roles.member import Member
+from zmpsl.roles.own_data import OwnData
 from zmpsl.roles.profiling import profiled
 from zmpsl.state import digest
 from zmpsl.transport.mask import KnownMask
@@ -54,13 +52,11 @@ class DataOwner(Member):
 
     def __init__(self, runs: Path | None = None, place: str = "", data_dir: Path | None = None) -> None:
         super().__init__(runs, place)
-        self.data_dir = data_dir
+        self._own = OwnData(data_dir)
         self._secret = secrets.token_bytes(32)  # never leaves this process; noise on smashed data follows from it
-        self._split: tuple[tuple[Data, int], Split] | None = None  # read for the description, until the plan is here
         self._batch: Batch | None = None
         self._batches: Iterator[Batch] = iter(())
         self._evaluation: Evaluation | None = None
-        self._data_of: Job | None = None
         self._masker: Masker | None = None
         self._handed_in = 0, -1  # plan and round for which the parts last left
         self._global = -1  # round whose average the base holds
@@ -75,7 +71,7 @@ class DataOwner(Member):
     def describe(self, message: Describe) -> Iterator[Action]:
         """Gives the block list of the job's model, what each block puts out, and what a micro-batch takes."""
         job = message.job
-        train = self._read(job).train
+        train = self._own.whole(job, self.place).train
         sample = torch.from_numpy(train.batch(np.arange(2) % len(train))[0])
         size = micro_samples(job)
         yield Say(
@@ -109,7 +105,7 @@ class DataOwner(Member):
         job, index = message.job, int(self.place.rpartition("-")[2])
         if self.own_process:
             torch.set_num_threads(job.threads)
-        self.data, self._data_of = self._load_data(job, index), job
+        self.data = self._own.share(job, index, self.place)
         blocks = summarise(job.model)
         middle = held_by_nodes(job, len(blocks))
         inputs, _ = self.data.train.batch(np.arange(micro_samples(job)))
@@ -124,8 +120,7 @@ class DataOwner(Member):
         if self.own_process:
             torch.set_num_threads(plan.job.threads)
         check_model(plan, self.place)
-        if self._data_of != plan.job:  # a plan that only follows a lost role changes nothing
-            self.data, self._data_of = self._load_data(plan.job, self.index), plan.job
+        self.data = self._own.share(plan.job, self.index, self.place)
         kept = self.keep_states(plan, [self.index], [0, plan.parts - 1])
         self.engine = OwnerEngine(plan, self.index, self._secret, kept, self.shared)
         self._masker = Masker(plan, self.index) if plan.job.privacy.secure_average else None
@@ -374,27 +369,3 @@ class DataOwner(Member):
         if self.plan is None:
             raise RemoteProtocolError(f"{self.place} has no plan yet")
         return self.plan
-
-    def _read(self, job: Job) -> Split:
-        """Reads the whole data set, once for the block list and the plan that follows."""
-        if self._split is None or self._split[0] != (job.data, job.seed):
-            data = job.data if self.data_dir is None else msgspec.structs.replace(job.data, dir=str(self.data_dir))
-            try:
-                self._split = (job.data, job.seed), load(data, job.seed)
-            except DataError as error:
-                raise DataError(f"{self.place}: {error}") from error
-        return self._split[1]
-
-    def _load_data(self, job: Job, index: int) -> OwnerData:
-        split, self._split = self._read(job), None
-        try:
-            mine = owner_data(split, job.data, job.evaluate, job.owners, index, job.seed)
-        except DataError as error:
-            raise DataError(f"{self.place}: {error}") from error
-        if len(mine.train) < job.train.batch_size:
-            raise DataError(
-                f"owner {index} has {len(mine.train)} training samples, fewer than one batch of"
-                f" {job.train.batch_size} (train.batch_size); use a smaller batch, fewer owners or another"
-                " data.partition"
-            )
-        return mine
