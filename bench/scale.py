@@ -46,10 +46,10 @@ from zmpsl.launch.local import run
 from zmpsl.observe.events import Event, PlanEvent, ProgressEvent, RoundEvent
 from zmpsl.plan import fingerprint, node_name
 from zmpsl.planner.cost import splitnn_time
+from zmpsl.planner.from_job import measured_of
 from zmpsl.planner.measured import chain_of, owners_of, transfers_of
 from zmpsl.planner.terms import PartTime
 from zmpsl.profiles import BlockProfile, Profile, Timing, read_profile, write_profile
-from zmpsl.roles.planning import measured_of
 
 DIGITS = Path(__file__).parents[1] / "docs" / "planning" / "digits-profile.json"
 COMMON = ["evaluate.every=0", "codec=none", "network.join_timeout_s=300", "network.lost_after_s=30"]

@@ -16,10 +16,10 @@ from helpers import job
 from zmpsl.cli import main
 from zmpsl.errors import JobError
 from zmpsl.planner.advice import advise, micro_problem
+from zmpsl.planner.from_job import measured_of
 from zmpsl.planner.problem import NodeLink
 from zmpsl.planner.scenario import Choice, choices, load_scenario, pareto
 from zmpsl.profiles import read_profile
-from zmpsl.roles.planning import measured_of
 
 PLANNING = Path(__file__).parents[1] / "docs" / "planning"
 PROFILE = PLANNING / "digits-profile.json"

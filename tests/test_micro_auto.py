@@ -14,9 +14,9 @@ from zmpsl.job.load import load_job
 from zmpsl.job.schema import Job
 from zmpsl.launch.memory import MemoryRun
 from zmpsl.messages import Profiled
+from zmpsl.planner.from_job import measured_of
 from zmpsl.planner.pieces import choose, in_pieces, mixes_samples
 from zmpsl.profiles import cut_profile, write_profile
-from zmpsl.roles.planning import measured_of
 
 SLOW = [1.0] * 6
 

@@ -154,8 +154,8 @@ def _sample(job: Job, shape: str | None, from_data: bool) -> tuple[tuple[int, ..
 def _measured(job: Job, files: Sequence[Path]) -> Any:
     from zmpsl.errors import JobError
     from zmpsl.plan import micro_samples
+    from zmpsl.planner.from_job import measured_of
     from zmpsl.profiles import cut_profile, read_profile
-    from zmpsl.roles.planning import measured_of
 
     found = [read_profile(file) for file in files]
     if not found and job.planning.profile is not None:

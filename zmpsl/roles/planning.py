@@ -2,10 +2,9 @@
 
     owner-0 measures the ends, and tells what a sample looks like  ->  one node per host measures the middle  ->  solve
 
-Nodes on one host count as equal, so the first measures for all. Nobody else works meanwhile, so the figures are those
-of a quiet machine. Cuts change no result: training is bit for bit the same wherever the model is cut. Where the cuts
-are given, the same is measured, and only what a round is expected to take follows from it. The profiles are kept with
-the run, for when it goes on.
+Cuts change no result: training is bit for bit the same wherever the model is cut. Where the cuts are given, the same is
+measured, and only what a round is expected to take follows from it. The profiles are kept with the run, for when it
+goes on.
 """
 
 from __future__ import annotations
@@ -16,63 +15,27 @@ from pathlib import Path
 
 import msgspec
 
-from zmpsl.errors import JobError, LocalProtocolError, RemoteProtocolError
+from zmpsl.errors import JobError, LocalProtocolError
 from zmpsl.job.fewer import with_nodes
 from zmpsl.job.schema import Job
-from zmpsl.messages import Measure, Profiled, Welcome
-from zmpsl.plan import AGGREGATOR, Block, check_cuts, fingerprint, micro_samples, node_name, owner_name
+from zmpsl.messages import Profiled, Welcome
+from zmpsl.plan import AGGREGATOR, Block, check_cuts, fingerprint, node_name, owner_name
+from zmpsl.planner.from_job import measured_of
 from zmpsl.planner.learned import Learned, learn
-from zmpsl.planner.measured import Measured, MeasuredNode, link_of
+from zmpsl.planner.measured import Measured
 from zmpsl.planner.pieces import Split, choose, in_pieces, mixes_samples, with_pieces
 from zmpsl.planner.predict import Prediction, batch_s, owners_to_fill, predict
-from zmpsl.planner.problem import NodeLink
 from zmpsl.planner.solution import Infeasible, Solution
-from zmpsl.profiles import Profile, cut_profile, read_profile
 from zmpsl.roles.actions import Action, Tell
 from zmpsl.roles.admission import rooms_of
 from zmpsl.roles.better_cuts import Better, better_cuts
+from zmpsl.roles.gathered import Gathered
 from zmpsl.roles.learning import Kept, with_links
 from zmpsl.roles.roster import Roster, Seat
 from zmpsl.roles.solving import cuts_of, solved
 from zmpsl.stats import Stats
 
-__all__ = ["CutPlanning", "measured_of"]
-
-
-def measured_of(job: Job, owner: Profile, nodes: dict[str, Profile]) -> Measured:
-    """Puts profiles together with what the job says of nodes and links.
-
-    Args:
-        job: The job.
-        owner: Profile of an owner's ends.
-        nodes: Profile of each compute node, in hop order.
-
-    Raises:
-        JobError: A profile is damaged or of something else.
-    """
-    plan = job.planning
-    node_link = None if plan.node_bytes_per_s is None else NodeLink(plan.node_bytes_per_s, plan.latency_s)
-    owner_link = None if plan.owner_bytes_per_s is None else NodeLink(plan.owner_bytes_per_s, plan.latency_s)
-    found = tuple(
-        _imitated(
-            job, hop, MeasuredNode(name, profile, plan.node_memory.get(name), node_link, "planning.node_bytes_per_s")
-        )
-        for hop, (name, profile) in enumerate(nodes.items())
-    )
-    return Measured(job, found, owner, owner_link, "planning.owner_bytes_per_s")
-
-
-def _imitated(job: Job, hop: int, node: MeasuredNode) -> MeasuredNode:
-    """Gives the node as slow, and its link and memory as small, as the job has it."""
-    emulate = job.emulate
-    kind, factor = emulate.node(hop), emulate.slow_down.get(node.name, 1.0)
-    if kind is not None:
-        memory = node.memory_bytes if kind.memory_bytes is None else kind.memory_bytes
-        link = link_of(kind, emulate.time_scale)
-        node = msgspec.structs.replace(node, memory_bytes=memory, link=link, link_from="imitated")
-        factor *= kind.slow_down / emulate.time_scale
-    slowed = msgspec.structs.replace(node.profile, slow_down=node.profile.slow_down * factor)
-    return msgspec.structs.replace(node, profile=slowed)
+__all__ = ["CutPlanning"]
 
 
 class CutPlanning:
@@ -100,8 +63,7 @@ class CutPlanning:
         self.solution: Solution | None = None
         self.text = ""
         self.batches: dict[str, int] = {}
-        self._owner: Profile | None = None
-        self._by_host: dict[str, Profile | None] = {}
+        self._profiles = Gathered()
         self._measured: Measured | None = None
         self._learned = Learned()
         self._hosts: dict[str, list[str]] = {}
@@ -109,12 +71,7 @@ class CutPlanning:
 
     def start(self) -> Iterator[Action]:
         """Asks the first owner; where the job names a file, nobody is asked."""
-        if self.job.planning.profile is not None:
-            found = read_profile(Path(self.job.planning.profile))
-            self._owner = cut_profile(found, self.job, micro_samples(self.job))
-            self._by_host = dict.fromkeys((seat.join.host for seat in self._nodes()), self._owner)
-            return
-        yield Tell(self._at(owner_name(0)).identity, Measure(job=self.job))
+        yield from self._profiles.start(self.job, self._at(owner_name(0)), self._nodes())
 
     def hear(self, seat: Seat, message: Profiled) -> Iterator[Action]:
         """Takes a profile; after the owner's asks one node of every host.
@@ -122,27 +79,15 @@ class CutPlanning:
         Raises:
             RemoteProtocolError: It was not asked for.
         """
-        profile = message.profile
-        if profile is None:
+        if message.profile is None:
             self._give_up(f"{seat.place} could not measure ({message.text})")
-        elif self._owner is None and seat.place == owner_name(0):
-            self._owner = profile
-            for node in self._nodes():
-                if node.join.host not in self._by_host:
-                    self._by_host[node.join.host] = None
-                    shape, dtype = profile.input_shape, profile.input_dtype
-                    yield Tell(node.identity, Measure(job=self.job, input_shape=shape, input_dtype=dtype))
-        elif self._owner is not None and seat.join.role == "compute" and self._by_host.get(seat.join.host, "") is None:
-            self._by_host[seat.join.host] = profile
         else:
-            raise RemoteProtocolError(f"{seat.place} sends a profile nobody asked it for")
+            yield from self._profiles.hear(self.job, seat, message.profile, self._nodes())
 
     @property
     def complete(self) -> bool:
         """Whether all is known that can be."""
-        if self.bounds:
-            return True
-        return self._owner is not None and bool(self._by_host) and None not in self._by_host.values()
+        return bool(self.bounds) or self._profiles.complete
 
     def solve(self) -> Iterator[Action]:
         """Solves the split, and tells nodes whose place in the chain it changes.
@@ -216,9 +161,10 @@ class CutPlanning:
 
     def keep(self, folder: Path) -> None:
         """Leaves the profiles in the run's folder, so that rounds can be predicted when the run goes on."""
-        if self._owner is not None and self._measured is not None:
-            nodes = {seat.place: self._by_host.get(seat.join.host) or self._owner for seat in self._nodes()}
-            Kept(self._owner, nodes, self._learned.moved()).write(folder)
+        owner = self._profiles.owner
+        if owner is not None and self._measured is not None:
+            nodes = {seat.place: self._profiles.of(seat) or owner for seat in self._nodes()}
+            Kept(owner, nodes, self._learned.moved()).write(folder)
 
     def recall(self, folder: Path | None) -> None:
         """Takes up the given cuts with the profiles that the run was planned with, where there are any."""
@@ -282,12 +228,8 @@ class CutPlanning:
             pieces, why = choose(measured, split, hosts), "as measured"
         self._settle(pieces)
         self._pieces = f"train.micro_batches: auto takes {pieces} ({why})"
-        self._owner = self._cut_all(self._owner)
-        self._by_host = {host: self._cut_all(each) for host, each in self._by_host.items()}
+        self._profiles.cut(self.job)
         return in_pieces(measured, pieces)
-
-    def _cut_all(self, profile: Profile | None) -> Profile | None:
-        return None if profile is None else cut_profile(profile, self.job, micro_samples(self.job))
 
     def _settle(self, pieces: int = 1) -> None:
         """Puts the number in the job, where it is still open."""
@@ -325,7 +267,7 @@ class CutPlanning:
             self._keep_given()
             return
         try:
-            if self._owner is None or any(self._by_host.get(seat.join.host) is None for seat in self._nodes()):
+            if self._profiles.owner is None or any(self._profiles.of(seat) is None for seat in self._nodes()):
                 raise JobError("there is no profile of every compute node that is left")
             yield from self.solve()
         except JobError:
@@ -376,13 +318,13 @@ class CutPlanning:
         return seat
 
     def _take(self, seats: list[Seat]) -> Measured:
-        owner, ours = self._owner, fingerprint(self.blocks)
+        owner, ours = self._profiles.owner, fingerprint(self.blocks)
         if owner is None or owner.fingerprint != ours:
             raise JobError(
                 f"the profile is of a model with fingerprint {owner.fingerprint if owner else 'unknown'}, that of"
                 f" {self.job.model.name} is {ours}: profile the job's model"
             )
-        found = {seat.place: self._by_host.get(seat.join.host) for seat in seats}
+        found = {seat.place: self._profiles.of(seat) for seat in seats}
         measured = measured_of(self.job, owner, {place: each for place, each in found.items() if each is not None})
         rooms = dict(zip(found, rooms_of(self.job, {seat.place: seat.join for seat in seats}), strict=True))
         nodes = tuple(
