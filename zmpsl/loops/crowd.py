@@ -110,7 +110,7 @@ class PacedNode(Node):
         due = [self._checked_at + self.check_every_s]
         due += [self._free_at] if self._free_at > now else []
         due += [self._arriving[0][0]] if self._arriving else []
-        due += [self._delayed[0][0]] if self._delayed else []
+        due += [held] if (held := self._held_back.next_at()) is not None else []
         due += [now + FULL_S] if self._blocked else []
         due += [link.due for link in self._links.values() if isinstance(link, ShapedLink) and link.due is not None]
         return min(due)

@@ -7,9 +7,7 @@ libzmq's own thread moves the bytes meanwhile. Gradients go before activations, 
 
 from __future__ import annotations
 
-import heapq
 import logging
-import random
 import time
 from collections.abc import Callable, Iterator
 from itertools import count
@@ -21,6 +19,7 @@ from zmpsl.descriptors import Descriptors
 from zmpsl.errors import JoinError, NetworkError, PeerLostError, RemoteProtocolError, ZmpslError, error_for
 from zmpsl.job.network import Network
 from zmpsl.keys import LOOPBACK, Security
+from zmpsl.loops.held_back import HeldBack
 from zmpsl.loops.life import Life, State, complain
 from zmpsl.loops.link_watch import SHAKY_S, LinkWatch
 from zmpsl.loops.station import Station
@@ -96,12 +95,10 @@ class Node(Life):
         self._station = Station(member)
         self._inbox.admit = member.admit
         self._inbox.unpack = self._station.unpack
-        self._order = count()
         self._poller = zmq.Poller()
         self._poller.register(self._control.socket, zmq.POLLIN)
         self._blocked: set[str] = set()
-        self._delayed: list[tuple[float, int, Send]] = []
-        self._due: dict[str, float] = {}
+        self._held_back = HeldBack()
         self._stop: Stop | None = None
         self._troubled_at: float | None = None
         self._checked_at = 0.0
@@ -155,8 +152,8 @@ class Node(Life):
         if work is None:
             for name in self._station.give_back_credit():
                 self._flush(name)
-        if self._delayed:
-            timeout_s = min(timeout_s, max(0.0, self._delayed[0][0] - time.monotonic()))
+        if (due := self._held_back.next_at()) is not None:
+            timeout_s = min(timeout_s, max(0.0, due - time.monotonic()))
         ready = dict(self._poller.poll(int(timeout_s * 1000)))
         now = time.monotonic()
         if self._control.socket in ready and self._read_control():
@@ -164,7 +161,8 @@ class Node(Life):
         if self._inbox.socket in ready:
             self._read_inbox()
         self._resume(ready)
-        self._send_due(now)
+        for action in self._held_back.due(now):
+            self._push(action)
         self._work(work)
         self._perform(self.member.tick(now))
         if now - self._checked_at >= self.check_every_s:
@@ -279,12 +277,8 @@ class Node(Life):
     def _act(self, action: Action) -> None:
         match action:
             case Send():
-                if self._network.jitter_s:
-                    due = max(
-                        self._due.get(action.to, 0.0), time.monotonic() + random.uniform(0.0, self._network.jitter_s)
-                    )
-                    self._due[action.to] = due
-                    heapq.heappush(self._delayed, (due, next(self._order), action))
+                if jitter_s := self._network.jitter_s:
+                    self._held_back.put(action, time.monotonic(), jitter_s)
                 else:
                     self._push(action)
             case Say():
@@ -323,8 +317,7 @@ class Node(Life):
             link.close()
         self._blocked.clear()
         self._links.clear()
-        self._delayed.clear()
-        self._due.clear()
+        self._held_back.clear()
         self._station.disconnect()
         self._inbox.forget()
 
@@ -343,11 +336,6 @@ class Node(Life):
             self._blocked.discard(name)
             self._poller.unregister(self._links[name].socket)
             self._flush(name)
-
-    def _send_due(self, now: float) -> None:
-        while self._delayed and self._delayed[0][0] <= now:
-            _, _, action = heapq.heappop(self._delayed)
-            self._push(action)
 
     def _push(self, action: Send) -> None:
         self._station.send(action)
