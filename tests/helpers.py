@@ -33,6 +33,7 @@ TINY = [
     "data.args.test_limit=48",
     "train.batch_size=16",
 ]
+SMALL = [*TINY, "owners=2", "model.name=small_nets:tiny_mlp"]
 
 
 def job(*overrides: str, yaml: str = "") -> Job:
