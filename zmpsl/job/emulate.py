@@ -9,7 +9,8 @@ from msgspec import structs
 
 from zmpsl.errors import JobError
 from zmpsl.job.emulation import Scenario
-from zmpsl.job.load import check_job, parse_as
+from zmpsl.job.load import parse_as
+from zmpsl.job.rules import check_job
 from zmpsl.job.schema import Job
 
 __all__ = ["emulated", "read_scenario", "words"]

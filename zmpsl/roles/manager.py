@@ -16,8 +16,8 @@ from collections.abc import Iterator
 
 from zmpsl.checkpoint import write_index, write_record
 from zmpsl.errors import JobError, JoinError, RemoteProtocolError, ZmpslError
-from zmpsl.job.load import check_job
 from zmpsl.job.network import Network
+from zmpsl.job.rules import check_job
 from zmpsl.job.schema import Job
 from zmpsl.messages import (
     Accuse,
