@@ -9,9 +9,9 @@ import msgspec
 import pytest
 from faulty_run import FaultyRun
 from helpers import differing, notices
+from left_out import lazy, with_deadline
 from reference import train
-from test_quorum import lazy, with_deadline
-from test_schedules import check, rooms, small
+from schedules import check, rooms, small
 
 from zmpsl.checkpoint import load_state_dict
 from zmpsl.pool.aside import AsideFiles

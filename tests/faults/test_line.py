@@ -15,7 +15,7 @@ from typing import Literal
 import pytest
 from faults import CODECS, settings
 from striking import Blow, Field, Outcome, disturbed, kills, waits
-from test_processes import FEW, SEED, SEEDED, SLOW, SMALL, in_bounds, quiet
+from struck import FEW, SEED, SEEDED, SLOW, SMALL, in_bounds, quiet
 from two_hosts import FAR, NEAR, Line, TwoHosts, Weather, enter, silences, why_not
 
 MORE = pytest.mark.all_faults

@@ -10,13 +10,12 @@ import msgspec
 import pytest
 from faulty_run import FaultyRun
 from helpers import TINY, ThreadedRun, differing, job, notices, wait_for
+from left_out import lazy, with_deadline, with_quorum
+from made_up import profile
 from reference import train
-from test_cuts_auto import profile
-from test_schedules import small
 
 from zmpsl.checkpoint import load_state_dict
 from zmpsl.errors import JobError, PeerLostError
-from zmpsl.job import Job
 from zmpsl.job.emulation import Emulate, NodeClass
 from zmpsl.job.fewer import with_nodes
 from zmpsl.job.load import dump_job, parse_job
@@ -26,11 +25,6 @@ from zmpsl.profiles import write_profile
 from zmpsl.roles.compute import ComputeNode
 from zmpsl.roles.manager_state import Phase
 from zmpsl.roles.owner import DataOwner
-
-
-def with_quorum(quorum: float, wait_s: float = 5) -> Job:
-    base = small(3, 1)
-    return msgspec.structs.replace(base, recover=msgspec.structs.replace(base.recover, quorum=quorum, wait_s=wait_s))
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -175,17 +169,6 @@ def test_a_node_that_hangs_is_followed_by_a_standby(tmp_path: Path):
             assert victim.drain(10)
             assert "has said nothing for 3 s" in str(victim.error)
             assert run.manager.stop()
-
-
-def lazy(run: FaultyRun, place: str) -> None:
-    """Makes an owner one that joins, beats and says how far it is, and never trains."""
-    member = next(each.station.member for each in run._places.values() if each.station.member.place == place)
-    member.wants_work = lambda: False  # type: ignore[method-assign]
-
-
-def with_deadline(quorum: float, **more: float) -> Job:
-    base = with_quorum(quorum)
-    return msgspec.structs.replace(base, recover=msgspec.structs.replace(base.recover, round_s=20, **more))
 
 
 @pytest.mark.parametrize("seed", range(3))

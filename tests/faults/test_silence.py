@@ -11,7 +11,7 @@ import pytest
 from faulty_run import FaultyRun
 from helpers import differing, notices
 from reference import train
-from test_schedules import small
+from schedules import small
 
 from zmpsl.checkpoint import load_state_dict
 from zmpsl.job import Job

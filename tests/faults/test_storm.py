@@ -14,7 +14,7 @@ import pytest
 from faults import settings
 from harmed import Site, places_of
 from striking import Blow, Field, disturbed
-from test_processes import FEW, SEEDED, SMALL, quiet
+from struck import FEW, SEEDED, SMALL, quiet
 
 TIMES, EVERY_S = 50, 1.1
 # Rounds so long that the run is not over before.

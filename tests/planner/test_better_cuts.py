@@ -8,8 +8,8 @@ from pathlib import Path
 import msgspec
 import pytest
 from helpers import TINY, differing, job, notices
+from made_up import profile
 from reference import train
-from test_cuts_auto import profile
 
 from zmpsl.checkpoint import load_state_dict, read_record
 from zmpsl.launch.memory import MemoryRun

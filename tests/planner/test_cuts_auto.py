@@ -9,6 +9,7 @@ from pathlib import Path
 import msgspec
 import pytest
 from helpers import TINY, differing, global_state, job
+from made_up import profile
 
 from zmpsl.checkpoint import load_state_dict, read_record
 from zmpsl.engine.build import summarise
@@ -19,32 +20,11 @@ from zmpsl.launch.memory import MemoryRun
 from zmpsl.messages import Join, Measure, Profiled, Welcome
 from zmpsl.observe.events import NoticeEvent, PlanEvent, ProgressEvent, RoundEvent
 from zmpsl.observe.progress import describe
-from zmpsl.plan import fingerprint
-from zmpsl.profiles import BlockProfile, Profile, Timing, optimizer_name, write_profile
+from zmpsl.profiles import write_profile
 from zmpsl.roles.planning import CutPlanning
 from zmpsl.roles.roster import Roster
 
 SMALL = [*TINY, "owners=2", "compute_nodes=2"]
-
-
-def profile(settings: Job, seconds: list[float], **changes: object) -> Profile:
-    """A profile of the job's model in which block i takes `seconds[i]` each way."""
-    blocks = summarise(settings.model)
-    return msgspec.structs.replace(
-        Profile(
-            model=settings.model.name, fingerprint=fingerprint(blocks), model_blocks=len(blocks),
-            batch_size=settings.train.batch_size, optimizer=optimizer_name(settings.optimizer), threads=1, cores=64,
-            torch="2", host="h", repeats=1, input_shape=(1, 8, 8), input_dtype="float32", task_s=0.0, step_s=0.0,
-            blocks={
-                index: BlockProfile(
-                    name="B", forward=Timing(s, s, s), backward=Timing(s, s, s), update=Timing(0.0, 0.0, 0.0),
-                    parameter_bytes=4, state_bytes=4, optimizer_bytes=4, saved_bytes=4, output_bytes=4,
-                )
-                for index, s in enumerate(seconds)
-            },
-        ),
-        **changes,
-    )  # fmt: skip
 
 
 def run_with(settings: Job, path: Path, seconds: list[float], **options: object) -> MemoryRun:

@@ -7,8 +7,8 @@ from itertools import product
 from typing import Any
 
 import pytest
+from by_hand import CHAIN, NOTHING, OWNERS, TRANSFERS
 from msgspec.structs import replace
-from test_cost import CHAIN, NOTHING, OWNERS, TRANSFERS
 
 from zmpsl.errors import JobError
 from zmpsl.planner.cost import paper_time

@@ -9,8 +9,8 @@ from pathlib import Path
 import msgspec
 import pytest
 from helpers import TINY, job
-from test_cuts_auto import profile
-from test_planner_measured import measured
+from made_up import profile
+from measured_blocks import measured
 
 from zmpsl.checkpoint import read_record
 from zmpsl.launch.memory import MemoryRun

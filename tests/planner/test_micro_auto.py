@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 from helpers import TINY, differing, global_state, job, notices
-from test_cuts_auto import profile
+from made_up import profile
 
 from zmpsl.checkpoint import read_record
 from zmpsl.engine.build import summarise

@@ -8,10 +8,10 @@ from dataclasses import replace
 import msgspec
 import pytest
 import torch
+from exact import reference
 from helpers import differing, global_state, job
-from test_exactness import reference
-from test_planner_measured import measured
-from test_pool_runs import Watched, parts, small
+from measured_blocks import measured
+from small_pools import Watched, parts, small
 
 from zmpsl.engine.build import summarise
 from zmpsl.engine.footprint import model_footprints

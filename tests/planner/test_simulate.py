@@ -8,8 +8,8 @@ import sys
 from pathlib import Path
 
 import pytest
+from by_hand import CHAIN, FAST, NOTHING, OWNERS, TRANSFERS, Published
 from msgspec.structs import replace
-from test_cost import CHAIN, FAST, NOTHING, OWNERS, TRANSFERS, Published
 
 from zmpsl.errors import JobError
 from zmpsl.planner.cost import pace, paper_time

@@ -9,9 +9,9 @@ from pathlib import Path
 import msgspec
 import numpy as np
 import pytest
+from exact import reference
 from helpers import ThreadedRun, differing, global_state, notices, wait_for
-from test_exactness import reference
-from test_pool_runs import Watched, rooms, small
+from small_pools import Watched, rooms, small
 
 from zmpsl.errors import CheckpointError, RemoteProtocolError
 from zmpsl.observe.events import NoticeEvent, RoundEvent

@@ -10,9 +10,9 @@ from pathlib import Path
 import msgspec
 import numpy as np
 import pytest
+from blows import disturbed
 from helpers import differing, global_state, job
 from reference import train
-from test_recovery import disturbed
 
 from zmpsl.checkpoint import load_state_dict, read_record
 from zmpsl.engine.compute import ComputeEngine

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from exact import reference
 from helpers import differing, global_state
 from reference import train
-from test_exactness import reference
-from test_pool_runs import Watched, rooms, small
+from small_pools import Watched, rooms, small
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.numpy import load_file
+from stored import JOB, load, plan_of, state_of
 from torch import nn
 from zmpsl.models import build
 
@@ -28,35 +29,9 @@ from zmpsl.checkpoint import (
 )
 from zmpsl.engine.build import summarise
 from zmpsl.errors import CheckpointError
-from zmpsl.job import Job, Model, Optimizer
-from zmpsl.plan import Block, Entry, Peer, Plan, check_cuts, fingerprint
+from zmpsl.job import Model, Optimizer
+from zmpsl.plan import Block, Entry, Plan, fingerprint
 from zmpsl.state import Layout, digest, layout_of
-
-JOB = Job(model=Model(name="mlp", args={"features": 6, "hidden": [5, 4]}), compute_nodes=1)
-
-
-def plan_of(blocks: tuple[Block, ...], job: Job = JOB) -> Plan:
-    return Plan(
-        version=1,
-        run="run",
-        job=job,
-        blocks=blocks,
-        bounds=check_cuts(job, len(blocks)),
-        aggregator=Peer("aggregator", "tcp://a"),
-        nodes=(Peer("node-0", "tcp://b"),),
-        owners=(Peer("owner-0", "tcp://c"),),
-    )
-
-
-def state_of(plan: Plan, seed: int = 0) -> tuple[Layout, np.ndarray]:
-    """The layout of the whole model and a state of arbitrary numbers."""
-    layout = layout_of(plan.blocks, range(len(plan.blocks)), plan.job.optimizer)
-    rng = np.random.default_rng(seed)
-    flat = np.zeros(layout.nbytes, np.uint8)
-    for view in layout.views(flat).values():
-        view[...] = rng.standard_normal(view.shape) if view.dtype.kind == "f" else rng.integers(0, 2, view.shape)
-    return layout, flat
-
 
 # Every dtype, a scalar, an empty tensor and a block without any tensor.
 MIXED = (
@@ -80,12 +55,6 @@ def saved(tmp_path: Path) -> tuple[Path, Plan, Layout, np.ndarray]:
     save_parts(tmp_path, plan, 0, range(plan.parts), layout, flat)
     write_index(tmp_path, plan, 0, {"aggregator": "x"})
     return tmp_path, plan, layout, flat
-
-
-def load(run: Path, plan: Plan, layout: Layout, flat: np.ndarray, round_: int = 0) -> np.ndarray:
-    back = np.zeros_like(flat)
-    load_parts(run, plan.bounds, round_, range(plan.parts), layout, back, digest(flat))
-    return back
 
 
 class TestParts:

@@ -9,7 +9,7 @@ from pathlib import Path
 import msgspec
 import numpy as np
 import pytest
-from test_checkpoint import JOB, load, plan_of, state_of
+from stored import JOB, load, plan_of, state_of
 
 from zmpsl.checkpoint import Record, read_record, round_folder, save_parts, write_record
 from zmpsl.engine.build import summarise

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import os
 import signal
-import threading
-from functools import partial
 from pathlib import Path
 
 import pytest
-from helpers import TINY, differing, job, victim_of, wait_for
+from blows import disturbed
+from helpers import TINY, differing, job
 
-from zmpsl.checkpoint import load_state_dict, read_record
-from zmpsl.job import Job
-from zmpsl.launch.local import Result, run
+from zmpsl.checkpoint import load_state_dict
+from zmpsl.launch.local import run
 from zmpsl.observe.events import NoticeEvent, PlanEvent, read_events
 
 ROUNDS = 30
@@ -24,35 +21,6 @@ OVERRIDES = [*TINY, "owners=2", f"train.rounds={ROUNDS}", "evaluate.every=7"]
 def quiet(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The same run, undisturbed."""
     return run(job(*OVERRIDES), tmp_path_factory.mktemp("quiet"), "quiet").folder
-
-
-def disturbed(job_: Job, runs: Path, blows: list[tuple[str, signal.Signals]]) -> Result:
-    """A run in which roles are hit one after the other, each after a few more rounds."""
-    folder = runs / "hit"
-    results: list[Result | BaseException] = []
-
-    def work() -> None:
-        try:
-            results.append(run(job_, runs, "hit"))
-        except BaseException as error:
-            results.append(error)
-
-    thread = threading.Thread(target=work)
-    thread.start()
-
-    def reached(rounds: int) -> bool:
-        return bool(results) or ((folder / "record.json").exists() and read_record(folder).last >= rounds)
-
-    rounds = 1
-    for place, number in blows:
-        wait_for(partial(reached, rounds))
-        victim_of(os.getpid(), folder, place).send_signal(number)
-        rounds = read_record(folder).last + 3
-    thread.join(90)
-    assert results, "the run did not end"
-    if isinstance(results[0], BaseException):
-        raise results[0]
-    return results[0]
 
 
 def test_a_stopped_role_is_replaced(quiet: Path, tmp_path: Path):

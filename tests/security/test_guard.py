@@ -8,7 +8,7 @@ import re
 import numpy as np
 import pytest
 from helpers import SMALL, TINY, job
-from test_hostile_members import ruined
+from ruined import ruined
 
 from zmpsl.engine.build import summarise
 from zmpsl.errors import PeerLostError

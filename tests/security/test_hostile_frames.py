@@ -7,8 +7,8 @@ from collections.abc import Iterator
 import numpy as np
 import zmq
 from helpers import wait_for
+from hostile import Frames, parts_of, task_for
 from siege import siege
-from test_hostile_bytes import Frames, parts_of, task_for
 
 from zmpsl.transport.task import Op
 from zmpsl.transport.wire import CHUNK, HEADER_BYTES, INLINE

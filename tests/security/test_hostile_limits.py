@@ -235,7 +235,7 @@ def test_a_run_and_its_resumption_without_pickle(tmp_path: Path, monkeypatch: py
 
 
 HOSTILE = """
-from test_hostile_bytes import hostile_messages
+from hostile import hostile_messages
 from siege import siege
 from zmpsl.codecs import CODECS
 from zmpsl.errors import RemoteProtocolError

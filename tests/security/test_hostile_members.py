@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import numpy as np
 import pytest
 import torch
 import zmq
-from helpers import SMALL, ThreadedRun, job, wait_for
+from helpers import SMALL, job, wait_for
+from hostile import parts_of, task_for, wire
+from ruined import ruined
 from siege import siege
-from test_hostile_bytes import parts_of, task_for, wire
 
 from zmpsl import messages as control
 from zmpsl.engine.build import build_blocks, summarise, trace
-from zmpsl.errors import PeerLostError
 from zmpsl.job.schema import Model
 from zmpsl.messages import Message
 from zmpsl.roles.actions import Say
-from zmpsl.roles.manager import Phase
 from zmpsl.roles.owner import DataOwner
 from zmpsl.security import MAX_REJECTED
 from zmpsl.state import layout_of, not_finite
@@ -141,22 +138,6 @@ def test_member_that_goes_on_saying_it():
 
 
 # -- numbers that are none ---------------------------------------------------------------------------------------------
-
-
-def ruined(spoil: Callable[[DataOwner], None], *overrides: str) -> str:
-    """How a run ends one of whose owners is spoilt before it begins."""
-    run = ThreadedRun(job(*SMALL, "recover.wait_s=0", *overrides))
-    gate = False
-    for node in run.nodes:
-        if isinstance(node.member, DataOwner):
-            node.member.wants_work = lambda own=node.member.wants_work: gate and own()  # type: ignore[method-assign]
-    with run:
-        wait_for(lambda: run.manager.manager.phase is Phase.TRAINING or run.manager.drain(0), 20)
-        spoil(run.members["owner-1"])  # type: ignore[arg-type]
-        gate = True
-        assert run.manager.drain(60)
-        assert isinstance(run.manager.error, PeerLostError), run.manager.error
-        return str(run.manager.error)
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf], ids=str)

@@ -9,7 +9,7 @@ import zmq
 from helpers import SMALL, job, wait_for
 from keyed import ENDLESS, MEMBERS, Site, error_of, forward, stranger
 from siege import undisturbed
-from test_keys import done, zmpsl
+from typed import done, zmpsl
 
 from zmpsl.errors import JobError, JoinError
 from zmpsl.keys import Allowed, add_member, limit_member, read_allowed, security_from

@@ -8,9 +8,8 @@ import threading
 from pathlib import Path
 
 import pytest
-from click.testing import CliRunner, Result
+from typed import done, zmpsl
 
-from zmpsl.cli import main
 from zmpsl.errors import JobError
 from zmpsl.keys import (
     Allowed,
@@ -28,21 +27,6 @@ from zmpsl.keys import (
 )  # fmt: skip
 from zmpsl.transport.address import check_address
 from zmpsl.transport.curve import check_pair, new_pair
-
-
-def zmpsl(*words: str, folder: Path) -> Result:
-    """Runs a command in a folder."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(folder)
-        return CliRunner().invoke(main, words)
-
-
-def done(*words: str, folder: Path) -> str:
-    """Runs a command that works; gives what it prints."""
-    result = zmpsl(*words, folder=folder)
-    assert result.exit_code == 0, result.output
-    return result.output
-
 
 # -- files -------------------------------------------------------------------------------------------------------------
 

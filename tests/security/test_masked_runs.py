@@ -10,10 +10,10 @@ import pytest
 import reference
 from faulty_run import FaultyRun
 from helpers import differing, global_state, job
+from masked import SECURE, fixed_mean
+from packed_frames import tensors
 from reference import Reference, State, train
-from test_masking import SECURE, fixed_mean
-from test_privacy import tensors
-from test_schedules import small
+from schedules import small
 
 from zmpsl.checkpoint import load_state_dict
 from zmpsl.errors import PeerLostError

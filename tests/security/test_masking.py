@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from helpers import TINY, job
+from helpers import job
+from masked import SECURE, fixed_mean
 
 from zmpsl.errors import JobError, RemoteProtocolError, TrainingError
 from zmpsl.masking import MaskedAverage, Masker
@@ -21,7 +22,6 @@ x25519 = pytest.importorskip(
 )
 
 ELEMENTS = 60_000
-SECURE = [*TINY, "owners=3", "privacy.secure_average=true", "model.name=small_nets:tiny_mlp"]
 
 
 @pytest.fixture
@@ -61,19 +61,6 @@ def states(of: Plan) -> list[np.ndarray[Any, np.dtype[np.uint8]]]:
             view[...] = owner + 7 if name.endswith("n") else rng.normal(0, 0.1, view.shape)
         found.append(flat)
     return found
-
-
-def fixed_mean(arrays: list[np.ndarray[Any, Any]], weights: list[int]) -> np.ndarray[Any, Any]:
-    """The documented average in whole numbers of any size; shares no code with what runs."""
-    first = arrays[0]
-    if first.dtype.kind != "f":
-        return first.copy()
-    sums = [0] * first.size
-    for array, weight in zip(arrays, weights, strict=True):
-        for index, value in enumerate(array.ravel().tolist()):
-            sums[index] += weight * round(value * 2**28)
-    means = [float(each) / sum(weights) / 2**28 for each in sums]
-    return np.array(means, np.float64).astype(first.dtype).reshape(first.shape)
 
 
 # -- masks -------------------------------------------------------------------------------------------------------------

@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import torch
 from helpers import job
+from packed_frames import tensors
 from torch import nn
 
 from zmpsl.codecs import NONE, by_number
@@ -24,10 +25,8 @@ from zmpsl.engine.owner import OwnerEngine
 from zmpsl.job import Job
 from zmpsl.launch.memory import MemoryRun
 from zmpsl.messages import encode
-from zmpsl.transport.mask import KnownMask
-from zmpsl.transport.packing import Unpacker
 from zmpsl.transport.task import Op, Task
-from zmpsl.transport.wire import CHUNK, OWNER_SENDER, Header, messages, parse
+from zmpsl.transport.wire import CHUNK, messages
 
 RARE = np.array([37, 91, 173, 211, 250])
 FEATURES = 48
@@ -102,35 +101,6 @@ def found_in(haystacks: Iterable[bytes], secrets: Secrets) -> set[str]:
     # One string to search; the gap cannot be part of any needle.
     text = b"\xa5ZzZ\xa5".join(haystacks)
     return {what for what, needle in set(secrets.needles()) if needle in text}
-
-
-def tensors(frames: list[bytes]) -> dict[tuple[int, ...], tuple[Header, bytes]]:
-    """The tensors that travelled: chunks unpacked and joined, by everything a header says of them."""
-    joined: dict[tuple[int, ...], tuple[Header, bytearray]] = {}
-    parsed = [(parse(first, 1 << 40), body) for first, body in zip(frames[::2], frames[1::2], strict=True)]
-    hops = max((header.task.sender for header, _ in parsed if header.task.sender != OWNER_SENDER), default=0)
-
-    def answered(task: Task) -> KnownMask:
-        """The activation that a masked gradient answers; it went the other way before."""
-        sender = hops if task.sender == OWNER_SENDER else task.sender - 1 or OWNER_SENDER
-        return KnownMask(np.frombuffer(joined[_key(Op.FORWARD, sender, task)][1], np.float32))
-
-    unpack = Unpacker(answered)
-    for header, body in parsed:
-        if header.dtype is None:
-            assert not body
-            continue
-        raw = np.empty(header.raw, np.uint8)
-        unpack(header, memoryview(body), raw)
-        held = joined.setdefault(_key(header.task.op, header.task.sender, header.task), (header, bytearray()))[1]
-        assert len(held) == header.offset
-        held += raw.tobytes()
-    assert all(len(data) == header.total for header, data in joined.values())
-    return {key: (header, bytes(data)) for key, (header, data) in joined.items()}
-
-
-def _key(op: Op, sender: int, task: Task) -> tuple[int, ...]:
-    return sender, int(op), task.owner, task.round, task.epoch, task.batch, task.micro
 
 
 class Captured:

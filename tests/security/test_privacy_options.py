@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 from helpers import differing, global_state, job
+from packed_frames import tensors
 from reference import train
-from test_privacy import tensors
 
 from zmpsl.engine.privacy import Shaping, distance_correlation
 from zmpsl.errors import JobError

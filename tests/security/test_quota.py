@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import zmq
 from helpers import SMALL, TINY, job, wait_for
+from hostile import parts_of, task_for, wire
+from one_task import OneTask
 from siege import siege, undisturbed
-from test_hostile_bytes import parts_of, task_for, wire
-from test_station import OneTask
 
 from zmpsl.errors import JoinError, RemoteProtocolError
 from zmpsl.launch.memory import MemoryRun

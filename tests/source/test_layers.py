@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import importlib
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -368,6 +369,15 @@ class TestForm:
         lengths = {str(path.relative_to(ROOT)): len(path.read_text(encoding="utf-8").splitlines()) for path in paths}
         assert len(lengths) > 60
         assert {path: length for path, length in lengths.items() if length > 400} == {}
+
+    def test_no_test_is_taken_from_another(self) -> None:
+        """What two of them need has a file of its own, named after what it is."""
+        files = list(ROOT.glob("tests/**/*.py"))
+        assert len(files) > 100
+        taken = re.compile(r"^\s*(?:from|import) test_\w+", re.M)
+        assert [str(path) for path in files if taken.search(path.read_text(encoding="utf-8"))] == []
+        names = [path.name for path in files if path.name != "conftest.py"]
+        assert len(names) == len(set(names))
 
     def test_the_installed_package_has_every_folder(self) -> None:
         # A folder that setup.py does not list is missing from the wheel, and only there.

@@ -2,41 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from one_task import OneTask
 
-from zmpsl.errors import RemoteProtocolError
 from zmpsl.loops.station import Station
-from zmpsl.roles.actions import Action
 from zmpsl.transport.task import Op, Task
 from zmpsl.transport.wire import Header
-
-
-class OneTask:
-    """A member whose round ends with the first task it handles."""
-
-    place = "aggregator"
-    plan = None
-
-    def __init__(self) -> None:
-        self.handled: list[Task] = []
-
-    def known_mask(self, *_: object) -> None: ...
-
-    def admit(self, task: Task) -> None:
-        if self.handled:
-            raise RemoteProtocolError(f"round {task.round} has ended")
-
-    def inspect(self, task: Task) -> None: ...
-
-    def has_room(self, task: Task) -> bool:
-        return True
-
-    def wants_work(self) -> bool:
-        return False
-
-    def handle(self, task: Task) -> Iterator[Action]:
-        self.handled.append(task)
-        return iter(())
 
 
 def test_a_task_that_came_twice_and_waited_does_not_count_in_the_next_round():
