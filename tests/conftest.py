@@ -8,9 +8,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from codec_cases import ALL
-
-from zmpsl.kernels import Kernels
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -54,12 +51,3 @@ def _one_thread() -> None:
 def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
     """Profiles that roles keep do not lie in the home of whoever runs the tests, and are found by later tests."""
     os.environ["ZMPSL_CACHE"] = str(tmp_path_factory.mktemp("cache"))
-
-
-@pytest.fixture(params=ALL)
-def kernels(request: pytest.FixtureRequest) -> Kernels:
-    """Every set of codec kernels in turn."""
-    found = ALL[request.param]
-    if found is None:
-        pytest.skip(f"the {request.param} kernels are not built or cannot run on this processor")
-    return found

@@ -1,19 +1,10 @@
 """The benchmark of averaging runs from its command line."""
 
-import os
-import subprocess
-import sys
-from pathlib import Path
-
-ROOT = Path(__file__).parents[2]
+from typed_bench import bench
 
 
 def test_a_few_parameters_give_a_table() -> None:
-    done = subprocess.run(
-        [sys.executable, "bench/average.py", "--parameters", "70001", "--repeats", "2"],
-        cwd=ROOT, capture_output=True, text=True, timeout=100, check=False,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-    )  # fmt: skip
+    done = bench("average", "--parameters", "70001", "--repeats", "2", timeout_s=100)
     assert done.returncode == 0, done.stderr
     rows = [line for line in done.stdout.splitlines() if line.startswith("|")]
     assert "| a copy of as many bytes | " in done.stdout

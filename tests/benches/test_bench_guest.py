@@ -6,14 +6,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import guest
 import pytest
 from click.testing import CliRunner
+from guest import why_not
 
 ROOT = Path(__file__).parents[2]
-sys.path.insert(0, str(ROOT / "bench"))
-import guest  # noqa: E402
-from guest import why_not  # noqa: E402
-
 MEMORY = 256 << 20
 TAKING = """
 import subprocess, sys

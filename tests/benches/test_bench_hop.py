@@ -2,21 +2,17 @@
 
 import importlib.util
 import json
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
+from typed_bench import bench
 
-ROOT = Path(__file__).parents[2]
 SPREADS = {
     "gb_per_s", "ratio_to_raw", "round_trip_ms", "cpu_sender_s_per_gb", "cpu_receiver_s_per_gb", "cpu_both_s_per_gb",
 }  # fmt: skip
 
 
 def run(*options):
-    command = [sys.executable, "bench/hop.py", *options]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
+    return bench("hop", *options, timeout_s=120)
 
 
 def test_one_size_gives_table_and_json(tmp_path):

@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import pytest
-
-ROOT = Path(__file__).parents[2]
-sys.path.insert(0, str(ROOT / "bench"))
-from hard_limit import Cgroup  # noqa: E402
+from hard_limit import Cgroup
 
 
 class Imitated(Cgroup):

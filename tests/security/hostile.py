@@ -14,7 +14,7 @@ from zmpsl.codecs import NONE
 from zmpsl.transport.task import Op, Task
 from zmpsl.transport.wire import CHUNK, INLINE, OWNER_SENDER, messages
 
-__all__ = ["Frames", "SEED", "forged", "hostile_messages", "parts_of", "task_for", "wire"]
+__all__ = ["Frames", "SEED", "forged", "forward", "hostile_messages", "parts_of", "task_for", "wire"]
 
 SEED = 20240301
 Frames = list[bytes]
@@ -45,6 +45,11 @@ def wire(header: bytes, chunk: bytes) -> Frames:
     return [header + chunk] if len(chunk) <= INLINE else [header, chunk]
 
 
+def forward(**fields: Any) -> Frames:
+    """Such a task as it travels."""
+    return wire(*parts_of(task_for(**fields)))
+
+
 def hostile_messages() -> list[Frames]:
     """Messages no role may use, whatever its place: each must be counted once as rejected."""
     rng = random.Random(SEED)
@@ -61,8 +66,8 @@ def hostile_messages() -> list[Frames]:
         [b"zP" + rng.randbytes(150)],
         *_broken(np.ones((2, 3), np.float32), rng),
         *_broken(np.ones((25, 1024), np.float32), rng),
-        *(wire(*parts_of(task_for(**fields))) for fields in foreign),
-        *(wire(*parts_of(task_for(tensor=np.ones(30_000), **fields))) for fields in foreign),
+        *(forward(**fields) for fields in foreign),
+        *(forward(tensor=np.ones(30_000), **fields) for fields in foreign),
         wire(*parts_of(task_for(tensor=None, plan=3), credit=1 << 40)),
         wire(*parts_of(task_for(tensor=None, sender=0x7777), credit=1 << 40)),
         [bytes(part or b"") for part in second],

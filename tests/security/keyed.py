@@ -7,11 +7,9 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import numpy as np
 import zmq
 from helpers import SMALL
 
-from zmpsl.codecs import NONE
 from zmpsl.errors import ZmpslError
 from zmpsl.job import Job
 from zmpsl.keys import Allowed, KeyRole, Security, add_member, security_from, write_pair
@@ -24,10 +22,8 @@ from zmpsl.roles.manager import Manager
 from zmpsl.roles.member import Member
 from zmpsl.roles.owner import DataOwner
 from zmpsl.transport.curve import new_pair, protect_client
-from zmpsl.transport.task import Op, Task
-from zmpsl.transport.wire import OWNER_SENDER, messages
 
-__all__ = ["ENDLESS", "MEMBERS", "Site", "error_of", "forward", "stranger"]
+__all__ = ["ENDLESS", "MEMBERS", "Site", "error_of", "stranger"]
 
 ENDLESS = [*SMALL, "train.rounds=100000", "evaluate.every=0"]
 MEMBERS: dict[str, tuple[KeyRole, Callable[[], Member]]] = {
@@ -112,11 +108,3 @@ def error_of(node: Node, timeout_s: float = 15.0) -> ZmpslError:
     assert node.drain(timeout_s), "the node goes on"
     assert isinstance(node.error, ZmpslError)
     return node.error
-
-
-def forward(**fields: object) -> list[bytes]:
-    """A task in the form that node-0 takes from owner-0, with some fields replaced."""
-    form: dict[str, object] = {"op": Op.FORWARD, "plan": 1, "owner": 0, "round": 0, "sender": OWNER_SENDER}
-    task = Task(**(form | {"tensor": np.ones((2, 3), np.float32)} | fields))  # type: ignore[arg-type]
-    header, chunk = next(messages(task, NONE, 0))
-    return [header + bytes(chunk or b"")]

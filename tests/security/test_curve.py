@@ -10,7 +10,8 @@ import socket
 import pytest
 import zmq
 from helpers import SMALL, job, wait_for
-from keyed import ENDLESS, error_of, forward, stranger
+from hostile import forward
+from keyed import ENDLESS, error_of, stranger
 
 from zmpsl.errors import JobError, JoinError, NetworkError
 from zmpsl.keys import Allowed, KeyRole, Security, add_member, revoke_member, security_from

@@ -22,7 +22,8 @@ import torch
 import zmq
 from bare_port import OURS, PEER, READY, Port, greeting, mechanism
 from helpers import SMALL, job, wait_for
-from keyed import ENDLESS, forward, stranger
+from hostile import forward
+from keyed import ENDLESS, stranger
 
 from zmpsl.checkpoint import read_record
 from zmpsl.codecs import NONE

@@ -7,7 +7,7 @@ import pytest
 import torch
 import zmq
 from helpers import SMALL, job, wait_for
-from hostile import parts_of, task_for, wire
+from hostile import forward
 from ruined import ruined
 from siege import siege
 
@@ -48,7 +48,7 @@ def test_tensor_of_a_wrong_form(place: str, fields: dict[str, object]):
         node = besieged.node(place)
         push = besieged.connect(zmq.PUSH, node.endpoint)
         for tensor in wrong:
-            push.send_multipart(wire(*parts_of(task_for(tensor=tensor, **fields))))
+            push.send_multipart(forward(tensor=tensor, **fields))
         wait_for(lambda: node.rejected >= len(wrong) or besieged.run.manager.drain(0), 20)
         assert node.rejected == len(wrong)
         besieged.hold_out()
@@ -76,7 +76,7 @@ def test_replay_of_an_old_round():
     with siege(job(*SMALL, "train.rounds=3")) as besieged:
         node = besieged.node("node-0")
         form = besieged.run.manager.manager.plan.entering(1)  # type: ignore[union-attr]
-        captured = wire(*parts_of(task_for(tensor=np.ones((16, *form.shape), np.float32))))  # type: ignore[union-attr]
+        captured = forward(tensor=np.ones((16, *form.shape), np.float32))  # type: ignore[union-attr]
         node.member.round += 1  # as if the round were over
         before = node.rejected
         push = besieged.connect(zmq.PUSH, node.endpoint)

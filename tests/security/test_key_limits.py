@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 import zmq
 from helpers import SMALL, job, wait_for
-from keyed import ENDLESS, MEMBERS, Site, error_of, forward, stranger
+from hostile import forward
+from keyed import ENDLESS, MEMBERS, Site, error_of, stranger
 from siege import undisturbed
 from typed import done, zmpsl
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import zmq
 from helpers import SMALL, TINY, job, wait_for
-from hostile import parts_of, task_for, wire
+from hostile import forward
 from one_task import OneTask
 from siege import siege, undisturbed
 
@@ -114,7 +114,7 @@ def test_an_owner_that_sends_too_many_messages_is_sent_away_and_the_others_train
         node, owner = besieged.node("node-0"), besieged.node("owner-1")
         push = besieged.connect(zmq.PUSH, node.endpoint)
         for number in range(30):
-            push.send_multipart(wire(*parts_of(task_for(owner=1, batch=number))))
+            push.send_multipart(forward(owner=1, batch=number))
         assert owner.drain(30)
         assert isinstance(owner.error, JoinError)
         text = "owner-1 was sent away, as node-0 says: owner 1 has sent more than 10 messages at once and 1 per second"

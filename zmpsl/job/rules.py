@@ -66,6 +66,12 @@ def check_job(job: Job, source: str) -> None:
             f"without a bound no noise hides anything, give one such as 1.0"
         )
     _check_secure_average(job, source)
+    _check_classes(job, source)
+    _check_places(job, source)
+
+
+def _check_places(job: Job, source: str) -> None:
+    """Checks what the job says of single roles by their name."""
     known = {
         "owner",
         "aggregator",
@@ -73,7 +79,6 @@ def check_job(job: Job, source: str) -> None:
         *(f"node-{i}" for i in range(job.nodes)),
     }
     _check_names(source, "emulate.slow_down", job.emulate.slow_down, known - {"aggregator"})
-    _check_classes(job, source)
     nodes = {name for name in known if name.startswith("node")}
     _check_names(source, "planning.node_memory", job.planning.node_memory, nodes)
     _check_names(source, "planning.max_blocks or optional_nodes", job.planning.named_nodes, nodes)

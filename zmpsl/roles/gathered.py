@@ -6,13 +6,13 @@ of a quiet machine.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from zmpsl.errors import RemoteProtocolError
 from zmpsl.job.schema import Job
 from zmpsl.messages import Measure
-from zmpsl.plan import micro_samples
+from zmpsl.plan import micro_samples, owner_name
 from zmpsl.profiles import Profile, cut_profile, read_profile
 from zmpsl.roles.actions import Action, Tell
 from zmpsl.roles.roster import Seat
@@ -29,32 +29,30 @@ class Gathered:
 
     def __init__(self) -> None:
         self.owner: Profile | None = None
-        self._asked = ""  # the owner's place
         self._by_host: dict[str, Profile | None] = {}
 
     def start(self, job: Job, owner: Seat, nodes: Sequence[Seat]) -> Iterator[Action]:
-        """Asks an owner; where the job names a file, nobody is asked.
+        """Asks the first owner; where the job names a file, nobody is asked.
 
         Raises:
             JobError: The file is damaged.
         """
         if job.planning.profile is None:
-            self._asked = owner.place
             yield Tell(owner.identity, Measure(job=job))
             return
         found = read_profile(Path(job.planning.profile))
         self.owner = cut_profile(found, job, micro_samples(job))
         self._by_host = dict.fromkeys((seat.join.host for seat in nodes), self.owner)
 
-    def hear(self, job: Job, seat: Seat, profile: Profile, nodes: Sequence[Seat]) -> Iterator[Action]:
-        """Takes a profile; after the owner's asks one node of every host.
+    def hear(self, job: Job, seat: Seat, profile: Profile, nodes: Callable[[], Sequence[Seat]]) -> Iterator[Action]:
+        """Takes a profile; after the owner's asks one node of every host, of `nodes` as they are then.
 
         Raises:
             RemoteProtocolError: It was not asked for.
         """
-        if self.owner is None and seat.place == self._asked:
+        if self.owner is None and seat.place == owner_name(0):
             self.owner = profile
-            for node in nodes:
+            for node in nodes():
                 if node.join.host not in self._by_host:
                     self._by_host[node.join.host] = None
                     shape, dtype = profile.input_shape, profile.input_dtype

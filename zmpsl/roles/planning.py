@@ -82,7 +82,7 @@ class CutPlanning:
         if message.profile is None:
             self._give_up(f"{seat.place} could not measure ({message.text})")
         else:
-            yield from self._profiles.hear(self.job, seat, message.profile, self._nodes())
+            yield from self._profiles.hear(self.job, seat, message.profile, self._nodes)
 
     @property
     def complete(self) -> bool:
